@@ -1,0 +1,44 @@
+# make demo: the whole pipeline on simulated tissue.  make test: the tests.
+# Each creates the environment $(VENV) when it is not there yet; a second run installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet
+
+.PHONY: demo test lint docs clean install install-test install-dev install-doc
+
+demo: install
+	$(BIN)/sphistex demo --out demo-output
+
+# One thread per worker: two workers already fill two cores.
+test: install-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install-test install-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: install-doc
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+clean:
+	rm -rf $(VENV) demo-output docs/_build docs/generated
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+install-dev: $(VENV)/.installed-dev
+install-doc: $(VENV)/.installed-doc
+
+# The stamps are written last: an installation that was cut short is done again. pip knows --group from 25.1 on.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade "pip>=25.1"
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(INSTALL) --group $*
+	touch $@

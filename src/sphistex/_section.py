@@ -1,0 +1,483 @@
+"""Find the image, spots and counts of one section in a SpatialData object, and how they lie on each other."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+from spatialdata import SpatialData, get_pyramid_levels
+from spatialdata.transformations import get_transformation
+from spatialdata.transformations.transformations import BaseTransformation
+from xarray import DataArray
+
+from sphistex._checks import check_counts, check_rgb
+from sphistex._scale import VISIUM_DIAMETER_UM, VISIUM_PITCH_UM, lattice_of, scale_from_lattice
+from sphistex.grid import Grid
+
+logger = logging.getLogger("sphistex")
+
+# Key of `sdata.attrs["sphistex"]` under which `sphistex.io` notes {shapes_key: {"pitch_um": ..., "diameter_um": ...}}.
+INPUT_RECORD = "input"
+
+_COARSE_MPP = 1.0
+# A transformation may stretch one axis by this much more than the other before it counts as shearing.
+_MAX_ANISOTROPY = 0.01
+_MAX_DISAGREEMENT_PX = 1.0
+# Between these (µm), the diameter of a Visium spot is the theoretical 65 µm of Space Ranger.
+_THEORETICAL_DIAMETER_UM = (60.0, 70.0)
+_SPACE_RANGER_IMAGE = re.compile(r"(?P<id>.*?)_?(?P<size>full|hires|lowres)_image")
+_SPACE_RANGER_SIZES = ("full", "hires", "lowres")
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Spots on their image, whether or not they have counts.
+
+    Parameters
+    ----------
+    image_key, shapes_key
+        Names of the elements in the SpatialData object.
+    coordinate_system
+        Coordinate system through which spots were brought onto the image.
+    image
+        Full-resolution RGB image, (c, y, x) uint8, lazy.
+    image_transforms
+        Transformations from image pixels to every coordinate system that the image has.
+    xy_px
+        Spot centres (n_spots, 2) in image pixels, x first.
+    radius_px
+        Spot radii (n_spots,) in image pixels.
+    mpp
+        Microns per image pixel.
+    pitch_um
+        Distance between neighbouring spots, centre to centre, in µm.
+    """
+
+    image_key: str
+    shapes_key: str
+    coordinate_system: str
+    image: DataArray
+    image_transforms: dict[str, BaseTransformation]
+    xy_px: NDArray[np.float64]
+    radius_px: NDArray[np.float64]
+    mpp: float
+    pitch_um: float
+
+    @property
+    def grid(self) -> Grid:
+        """The superpixel lattice over the image."""
+        return Grid.over_image((self.image.sizes["y"], self.image.sizes["x"]), self.mpp)
+
+
+@dataclass(frozen=True)
+class Section(Spots):
+    """One section: spots on their image, with counts, checked.
+
+    Parameters
+    ----------
+    table_key
+        Name of the table in the SpatialData object.
+    table
+        Raw counts; row i belongs to spot i.
+    """
+
+    table_key: str
+    table: AnnData
+
+
+def resolve_section(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    mpp: float | None = None,
+    spot_pitch_um: float | None = None,
+    strict: bool = False,
+) -> Section:
+    """Find and check the elements of one section; nothing is computed from the image and nothing is changed.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with an H&E image, circular spots and a table of raw counts that annotates them.
+    image_key, shapes_key, table_key
+        Which elements; needed only where there are several. Of Space Ranger's ``*_full_image``, ``*_hires_image``
+        and ``*_lowres_image`` the finest is taken.
+    coordinate_system
+        Through which coordinate system image and spots lie on each other; any one that both have, by default.
+    mpp
+        Microns per image pixel, when it shall not be derived from the spots.
+    spot_pitch_um
+        Distance between neighbouring spots in µm, when it is neither recorded nor Visium's 100.
+    strict
+        Refuse counts that are not whole numbers instead of warning.
+
+    Raises
+    ------
+    KeyError
+        If a named element does not exist.
+    ValueError
+        If elements are missing or ambiguous, do not fit each other, or hold what cannot be used.
+    """
+    spots = resolve_spots(
+        sdata,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        table_key=table_key,
+        coordinate_system=coordinate_system,
+        mpp=mpp,
+        spot_pitch_um=spot_pitch_um,
+    )
+    table_key = _choose_table(sdata, table_key, spots.shapes_key)
+    table, rows = _rows_of_shapes(sdata, table_key, spots.shapes_key)
+    check_counts(table, table_key, strict=strict)
+    _check_inside(spots, rows)
+    return Section(
+        image_key=spots.image_key,
+        shapes_key=spots.shapes_key,
+        table_key=table_key,
+        coordinate_system=spots.coordinate_system,
+        image=spots.image,
+        image_transforms=spots.image_transforms,
+        table=table,
+        xy_px=spots.xy_px[rows],
+        radius_px=spots.radius_px[rows],
+        mpp=spots.mpp,
+        pitch_um=spots.pitch_um,
+    )
+
+
+def resolve_image(
+    sdata: SpatialData, *, image_key: str | None = None
+) -> tuple[str, DataArray, dict[str, BaseTransformation]]:
+    """Find the H&E image: its name, its pixels (c, y, x) as lazy 8-bit RGB, and its transformations.
+
+    Raises
+    ------
+    KeyError
+        If ``image_key`` does not exist.
+    ValueError
+        If there is no image, several and none named, or one that is not 8-bit RGB(A).
+    """
+    image_key = _choose_image(sdata, image_key, among=None)
+    image = check_rgb(_full_resolution(sdata.images[image_key]), image_key)
+    if image.chunks is None:
+        image = image.chunk()
+    return image_key, image, _transforms(sdata.images[image_key])
+
+
+def has_spots(sdata: SpatialData) -> bool:
+    """Whether there are circles that could be spots."""
+    return any(_are_circles(sdata.shapes[name]) for name in _candidates(sdata, "shapes"))
+
+
+def resolve_spots(
+    sdata: SpatialData,
+    *,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    mpp: float | None = None,
+    spot_pitch_um: float | None = None,
+) -> Spots:
+    """Find image and spots and the scale between them; parameters and errors as in :func:`resolve_section`."""
+    if image_key is None and not _candidates(sdata, "images"):
+        raise ValueError(_none_of("image", sdata))
+    shapes_key = _choose_shapes(sdata, shapes_key, table_key)
+    circles = sdata.shapes[shapes_key]
+    image_key = _choose_image(sdata, image_key, among=set(_transforms(circles)))
+    image_key, image, transforms = resolve_image(sdata, image_key=image_key)
+    system, to_image = _to_image(circles, f"spots {shapes_key!r}", image, image_key, transforms, coordinate_system)
+    xy_px = np.column_stack([circles.geometry.x, circles.geometry.y]) @ to_image[:2, :2].T + to_image[:2, 2]
+    radius_px = circles["radius"].to_numpy(dtype=float) * np.sqrt(abs(np.linalg.det(to_image)))
+    mpp, pitch_um, radius_px = _scale(sdata, image_key, shapes_key, xy_px, radius_px, mpp, spot_pitch_um)
+    return Spots(image_key, shapes_key, system, image, transforms, xy_px, radius_px, mpp, pitch_um)
+
+
+def affine_to_image(sdata: SpatialData, element: Any, image_key: str, what: str) -> NDArray[np.float64]:
+    """Affine (3, 3) from an element to the pixels of an image, through a coordinate system that both have."""
+    _, image, transforms = resolve_image(sdata, image_key=image_key)
+    return _to_image(element, what, image, image_key, transforms, None)[1]
+
+
+# ---------------------------------------------------------------------------------------------- geometry
+
+
+def _to_image(
+    element: Any,
+    what: str,
+    image: DataArray,
+    image_key: str,
+    image_systems: Mapping[str, BaseTransformation],
+    named: str | None,
+) -> tuple[str, NDArray[np.float64]]:
+    """Coordinate system used, and affine from the element to image pixels; any system will do if all agree."""
+    systems = _transforms(element)
+    to_image = {
+        name: np.linalg.inv(_affine(image_systems[name])) @ _affine(systems[name])
+        for name in systems
+        if name in image_systems
+    }
+    have = f"image {image_key!r} is in {sorted(image_systems)}, {what} in {sorted(systems)}"
+    if not to_image:
+        raise ValueError(
+            f"{have}: they have no coordinate system in common; align them, or set a transformation with "
+            "`spatialdata.transformations.set_transformation`"
+        )
+    if named is not None and named not in to_image:
+        raise ValueError(f"coordinate_system={named!r} does not hold both: {have}")
+    first, *others = to_image if named is None else [named]
+    corner = np.array([image.sizes["x"], image.sizes["y"], 1.0])
+    for other in others:
+        if np.abs((to_image[other] @ np.linalg.inv(to_image[first]) - np.eye(3)) @ corner).max() > _MAX_DISAGREEMENT_PX:
+            raise ValueError(
+                f"{what} and image {image_key!r} lie differently on each other in the coordinate systems {first!r} and "
+                f"{other!r}; choose one with coordinate_system="
+            )
+    stretch = np.linalg.svd(to_image[first][:2, :2], compute_uv=False)
+    if stretch[1] <= 0 or stretch[0] / stretch[1] - 1 > _MAX_ANISOTROPY:
+        raise ValueError(
+            f"in {first!r}, {what} lie sheared or stretched on image {image_key!r} (scales {stretch[0]:.4g} and "
+            f"{stretch[1]:.4g}), so that there is no one scale; use transformations that only shift, rotate, mirror "
+            "and scale evenly"
+        )
+    return first, to_image[first]
+
+
+def _transforms(element: Any) -> dict[str, BaseTransformation]:
+    return dict(get_transformation(element, get_all=True))
+
+
+def _affine(transformation: BaseTransformation) -> NDArray[np.float64]:
+    return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
+
+
+def _full_resolution(image: Any) -> DataArray:
+    return image if isinstance(image, DataArray) else get_pyramid_levels(image, n=0)
+
+
+# ------------------------------------------------------------------------------------------------- scale
+
+
+def _scale(
+    sdata: SpatialData,
+    image_key: str,
+    shapes_key: str,
+    xy_px: NDArray[np.float64],
+    radius_px: NDArray[np.float64],
+    mpp: float | None,
+    spot_pitch_um: float | None,
+) -> tuple[float, float, NDArray[np.float64]]:
+    """Microns per pixel, spot pitch in µm and spot radii in pixels; logs what was found, warns of a coarse image."""
+    recorded = sdata.attrs.get("sphistex", {}).get(INPUT_RECORD, {}).get(shapes_key, {}).get("pitch_um")
+    lattice = lattice_of(xy_px)
+    found = scale_from_lattice(lattice, mpp=mpp, spot_pitch_um=recorded if spot_pitch_um is None else spot_pitch_um)
+    logger.info(
+        "image %r: %.4g µm per pixel (%s); spots %r %.4g px = %.4g µm apart, %s lattice",
+        image_key,
+        found,
+        "from the spot pitch" if mpp is None else "as given",
+        shapes_key,
+        lattice.pitch_px,
+        lattice.pitch_px * found,
+        lattice.kind,
+    )
+    if found > _COARSE_MPP:
+        finer = _finer_image(sdata, image_key)
+        remedy = (
+            f"pass image_key={finer!r}, which is finer" if finer else "use the full-resolution scan if there is one"
+        )
+        warnings.warn(
+            f"image {image_key!r} has {found:.3g} µm per pixel, too coarse to show nuclei well (0.5 is best, up to "
+            f"{_COARSE_MPP:g} is fine): {remedy}",
+            UserWarning,
+            stacklevel=4,
+        )
+    if lattice.kind == "hexagonal" and recorded is None and spot_pitch_um is None:
+        radius_px = _visium_radius(radius_px, lattice.pitch_px, shapes_key)
+    return found, lattice.pitch_px * found, radius_px
+
+
+def _visium_radius(radius_px: NDArray[np.float64], pitch_px: float, shapes_key: str) -> NDArray[np.float64]:
+    """Space Ranger writes the diameter of a theoretical 65 µm spot; the real one measures 55 µm."""
+    diameter_um = 2 * float(np.median(radius_px)) / pitch_px * VISIUM_PITCH_UM
+    if not _THEORETICAL_DIAMETER_UM[0] < diameter_um < _THEORETICAL_DIAMETER_UM[1]:
+        return radius_px
+    logger.info(
+        "spots %r: Space Ranger's diameter (%.3g µm) replaced by that of a Visium spot (%g µm)",
+        shapes_key,
+        diameter_um,
+        VISIUM_DIAMETER_UM,
+    )
+    return radius_px * (VISIUM_DIAMETER_UM / diameter_um)
+
+
+def _finer_image(sdata: SpatialData, image_key: str) -> str | None:
+    """The image that shows the same at a clearly finer resolution, if there is one."""
+    own = _transforms(sdata.images[image_key])
+    finest, best = None, 0.8
+    for other in _candidates(sdata, "images"):
+        systems = _transforms(sdata.images[other])
+        for name in own.keys() & systems.keys() if other != image_key else ():
+            ratio = _pixel_size(systems[name]) / _pixel_size(own[name])
+            if ratio < best and _full_resolution(sdata.images[other]).sizes["c"] in (3, 4):
+                finest, best = other, ratio
+    return finest
+
+
+def _pixel_size(transformation: BaseTransformation) -> float:
+    return float(np.sqrt(abs(np.linalg.det(_affine(transformation)[:2, :2]))))
+
+
+# --------------------------------------------------------------------------------------- which element
+
+
+def _candidates(sdata: SpatialData, kind: Literal["images", "shapes", "tables"]) -> list[str]:
+    """Elements of a kind that were not made by sphistex itself."""
+    made = set(sdata.attrs.get("sphistex", {})) - {INPUT_RECORD}
+    return [name for name in getattr(sdata, kind) if name not in made]
+
+
+def _none_of(what: str, sdata: SpatialData) -> str:
+    elements = {kind: list(getattr(sdata, kind)) for kind in ("images", "shapes", "tables")}
+    return f"the SpatialData has no {what}; it holds {elements}. `sphistex.io.from_spots` makes one from plain parts"
+
+
+def _named(sdata: SpatialData, kind: str, argument: str, name: str) -> str:
+    if name not in getattr(sdata, kind):
+        raise KeyError(f"{argument}={name!r} is not in sdata.{kind}: {list(getattr(sdata, kind))}")
+    return name
+
+
+def _only(names: list[str], what: str, argument: str) -> str:
+    if len(names) > 1:
+        raise ValueError(f"the SpatialData has several {what}: {names}; choose one with {argument}=")
+    return names[0]
+
+
+def _choose_image(sdata: SpatialData, named: str | None, *, among: set[str] | None) -> str:
+    """The named image, or the only one in the coordinate systems ``among``, or the finest of Space Ranger's."""
+    if named is not None:
+        return _named(sdata, "images", "image_key", named)
+    names = _candidates(sdata, "images")
+    if not names:
+        raise ValueError(_none_of("image", sdata))
+    if among is not None:
+        names = [name for name in names if among & _transforms(sdata.images[name]).keys()] or names
+    if len(names) == 1:
+        return names[0]
+    sizes = {match["size"]: name for name in names if (match := _SPACE_RANGER_IMAGE.fullmatch(name))}
+    ids = {match["id"] for name in names if (match := _SPACE_RANGER_IMAGE.fullmatch(name))}
+    if len(ids) != 1 or len(sizes) != len(names):
+        return _only(names, "images", "image_key")
+    chosen = next(sizes[size] for size in _SPACE_RANGER_SIZES if size in sizes)
+    logger.info("of the images %s, %r is used: the finest one", names, chosen)
+    return chosen
+
+
+def _choose_shapes(sdata: SpatialData, named: str | None, table_key: str | None) -> str:
+    """The named shapes, or the only circles, preferably those that a table (``table_key``, if named) annotates."""
+    if named is not None:
+        _named(sdata, "shapes", "shapes_key", named)
+        _check_circles(sdata, named)
+        return named
+    names = _candidates(sdata, "shapes")
+    if not names:
+        raise ValueError(_none_of("shapes (spots)", sdata))
+    circles = [name for name in names if _are_circles(sdata.shapes[name])]
+    if not circles:
+        _check_circles(sdata, names[0])
+    tables = _candidates(sdata, "tables") if table_key is None else [_named(sdata, "tables", "table_key", table_key)]
+    annotated = [name for name in circles if any(name in _regions(sdata.tables[table]) for table in tables)]
+    return _only(annotated or circles, "shapes", "shapes_key")
+
+
+def _are_circles(shapes: Any) -> bool:
+    return "radius" in shapes.columns and bool((shapes.geometry.geom_type == "Point").all())
+
+
+def _check_circles(sdata: SpatialData, name: str) -> None:
+    if not _are_circles(sdata.shapes[name]):
+        kinds = sorted(sdata.shapes[name].geometry.geom_type.unique())
+        raise ValueError(
+            f"shapes {name!r} are {kinds}, but spots must be circles (points with a radius). Visium HD bins are "
+            "already finer than a superpixel or as fine, and need no super-resolution"
+        )
+    if not len(sdata.shapes[name]):
+        raise ValueError(f"shapes {name!r} are empty; there are no spots to learn from")
+    if not sdata.shapes[name].index.is_unique:
+        raise ValueError(f"shapes {name!r} have duplicated index values, so that table rows cannot be matched to them")
+
+
+def _regions(table: AnnData) -> list[str]:
+    region = table.uns.get("spatialdata_attrs", {}).get("region", [])
+    return [region] if isinstance(region, str) else [str(name) for name in region]
+
+
+def _choose_table(sdata: SpatialData, named: str | None, shapes_key: str) -> str:
+    """The named table, or the only one that annotates the shapes."""
+    if named is not None:
+        _named(sdata, "tables", "table_key", named)
+    names = [named] if named is not None else _candidates(sdata, "tables")
+    if not names:
+        raise ValueError(_none_of("table of counts", sdata))
+    annotating = [name for name in names if shapes_key in _regions(sdata.tables[name])]
+    if not annotating:
+        found = {name: _regions(sdata.tables[name]) for name in names}
+        raise ValueError(
+            f"no table annotates the shapes {shapes_key!r}: {found} are the regions of the tables; "
+            "link them with `sdata.set_table_annotates_spatialelement(...)`, or choose with table_key= and shapes_key="
+        )
+    return _only(annotating, f"tables that annotate {shapes_key!r}", "table_key")
+
+
+def _rows_of_shapes(sdata: SpatialData, table_key: str, shapes_key: str) -> tuple[AnnData, NDArray[np.intp]]:
+    """Rows of the table that belong to the shapes, and for each of them the place of its circle."""
+    table, circles = sdata.tables[table_key], sdata.shapes[shapes_key].index
+    attrs = table.uns["spatialdata_attrs"]
+    own = (table.obs[attrs["region_key"]] == shapes_key).to_numpy()
+    place = circles.get_indexer(table.obs[attrs["instance_key"]])
+    if (place[own] == -1).all():
+        raise ValueError(
+            f"no row of the table {table_key!r} annotates the shapes {shapes_key!r}: its column "
+            f"{attrs['instance_key']!r} holds {_head(table.obs[attrs['instance_key']])}, the shapes' index {_head(circles)}"
+        )
+    used = own & (place >= 0)
+    if (lost := int(own.sum() - used.sum())) > 0:
+        warnings.warn(
+            f"{lost} rows of the table {table_key!r} have no shape in {shapes_key!r} and are left out",
+            UserWarning,
+            stacklevel=3,
+        )
+    if (bare := len(circles) - int(used.sum())) > 0:
+        logger.info(
+            "%d of %d shapes %r have no row in the table %r: left out", bare, len(circles), shapes_key, table_key
+        )
+    return table[used], place[used]
+
+
+def _head(values: Iterable[Any]) -> str:
+    return f"{list(values)[:3]}…"
+
+
+def _check_inside(spots: Spots, rows: NDArray[np.intp]) -> None:
+    width, height = spots.image.sizes["x"], spots.image.sizes["y"]
+    xy = spots.xy_px[rows]
+    outside = ~((xy >= 0) & (xy <= [width, height])).all(axis=1)
+    if outside.any():
+        worst = xy[outside][0]
+        raise ValueError(
+            f"{int(outside.sum())} of {len(xy)} spots of {spots.shapes_key!r} lie outside the image "
+            f"{spots.image_key!r} ({width} × {height} px), such as one at x = {worst[0]:.0f}, y = {worst[1]:.0f}; "
+            "check the transformations and the order of x and y, or leave those spots out"
+        )

@@ -1,0 +1,63 @@
+"""What an encoder is: a batch of RGB tiles in, a dense block of tokens out."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+SUPERPIXEL_UM = 8.0
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Protocol of an encoder of histology tiles.
+
+    Attributes
+    ----------
+    name
+        Name for records and messages.
+    mpp
+        Microns per pixel of the tiles it takes.
+    patch_size
+        Pixels per token; ``patch_size * mpp`` is the side of a superpixel in µm.
+    dim
+        Length of a token.
+    tile_size
+        Side in pixels of the tiles it is given, halo included.
+    halo_px
+        Border of a tile, in pixels, whose tokens only serve as surroundings and are dropped.
+    revision
+        Which weights: hub commit, sha256 of the file, or package version.
+    """
+
+    name: str
+    mpp: float
+    patch_size: int
+    dim: int
+    tile_size: int
+    halo_px: int
+    revision: str
+
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.floating]:
+        """Tokens (n, h / patch_size, w / patch_size, dim) of RGB tiles (n, h, w, 3)."""
+        ...
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """The device to compute on; ``"auto"`` is the first there is of CUDA, MPS and CPU."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """Mixed precision on a GPU (bfloat16 where it has it), full precision on the CPU."""
+    bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    dtype = torch.bfloat16 if bfloat16 else torch.float16
+    return torch.autocast(device.type, dtype=dtype, enabled=device.type != "cpu")

@@ -1,0 +1,6 @@
+"""Other shapes of input into SpatialData."""
+
+from sphistex.io.legacy_st import read_st
+from sphistex.io.spots import from_spots
+
+__all__ = ["from_spots", "read_st"]

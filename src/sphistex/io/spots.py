@@ -1,0 +1,116 @@
+"""A SpatialData section from plain parts: a picture, a table of counts and the spot centres."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import ArrayLike, NDArray
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity
+from xarray import DataArray, DataTree
+
+from sphistex._checks import check_counts, check_rgb
+from sphistex._scale import lattice_of, scale_from_lattice
+from sphistex._section import INPUT_RECORD
+from sphistex.io.images import ImageLike, open_image
+
+# Smaller levels are added for viewing until a picture is no larger than this (pixels).
+_OVERVIEW_PX = 2048
+
+
+def from_spots(
+    image: ImageLike,
+    adata: AnnData,
+    xy_px: ArrayLike,
+    *,
+    spot_diameter_um: float,
+    spot_pitch_um: float,
+) -> SpatialData:
+    """Make a SpatialData section from an H&E image, counts and spot centres.
+
+    The result holds the image ``"image"``, the circles ``"spots"`` and the table ``"counts"``, in the coordinate
+    system ``"global"``, whose unit is one image pixel. The input is not changed.
+
+    Parameters
+    ----------
+    image
+        8-bit RGB(A) image at full resolution, (y, x, c) or (c, y, x): an array, or the path of a file. TIFF files are
+        read lazily, part by part; JPEG and PNG files are decoded whole.
+    adata
+        Raw counts (n_spots, n_genes).
+    xy_px
+        Spot centres (n_spots, 2) in image pixels, x first, in the order of the rows of ``adata``.
+    spot_diameter_um
+        Diameter of a spot in µm (Visium 55, legacy ST 100).
+    spot_pitch_um
+        Distance between the centres of neighbouring spots in µm (Visium 100, legacy ST 200). Together with
+        ``xy_px`` it gives the scale of the image.
+
+    Raises
+    ------
+    ValueError
+        If the parts do not fit together, the image or the counts cannot be used, or the spots lie on no lattice.
+    FileNotFoundError
+        If ``image`` is a path that does not exist.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from anndata import AnnData
+    >>> xy = np.array([[x, y] for y in range(50, 400, 200) for x in range(50, 600, 200)])
+    >>> counts = AnnData(np.ones((len(xy), 3), dtype=np.float32))
+    >>> picture = np.full((400, 600, 3), 255, dtype=np.uint8)
+    >>> sdata = from_spots(picture, counts, xy, spot_diameter_um=55, spot_pitch_um=100)
+    >>> sorted(sdata.images), sorted(sdata.shapes), sorted(sdata.tables)
+    (['image'], ['spots'], ['counts'])
+    """
+    centres = _check_centres(xy_px, adata)
+    for name, value in (("spot_diameter_um", spot_diameter_um), ("spot_pitch_um", spot_pitch_um)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r} must be a positive number of microns")
+    if spot_diameter_um > spot_pitch_um:
+        raise ValueError(
+            f"spot_diameter_um={spot_diameter_um:g} is larger than spot_pitch_um={spot_pitch_um:g}: spots would overlap"
+        )
+    check_counts(adata, "adata")
+    mpp = scale_from_lattice(lattice_of(centres), mpp=None, spot_pitch_um=spot_pitch_um)
+    record = {"pitch_um": float(spot_pitch_um), "diameter_um": float(spot_diameter_um)}
+    return SpatialData(
+        images={"image": _image_element(image)},
+        shapes={"spots": ShapesModel.parse(centres, geometry=0, radius=spot_diameter_um / mpp / 2)},
+        tables={"counts": _table(adata, centres)},
+        attrs={"sphistex": {INPUT_RECORD: {"spots": record}}},
+    )
+
+
+def _check_centres(xy_px: ArrayLike, adata: AnnData) -> NDArray[np.float64]:
+    centres = np.asarray(xy_px, dtype=float)
+    if centres.shape != (adata.n_obs, 2):
+        raise ValueError(
+            f"xy_px has the shape {centres.shape}, but adata has {adata.n_obs} rows: ({adata.n_obs}, 2) is needed"
+        )
+    if not np.isfinite(centres).all():
+        raise ValueError(f"xy_px has {int((~np.isfinite(centres)).any(axis=1).sum())} centres that are NaN or infinite")
+    return centres
+
+
+def _image_element(image: ImageLike) -> DataArray | DataTree:
+    """The image as a lazy element, with smaller levels for viewing when it is large."""
+    pixels = open_image(image)
+    channels = list("rgba")[: pixels.sizes["c"]] if pixels.sizes["c"] in (3, 4) else None
+    levels = int(np.ceil(np.log2(max(1.0, max(pixels.sizes["y"], pixels.sizes["x"]) / _OVERVIEW_PX))))
+    check_rgb(pixels.assign_coords(c=channels) if channels else pixels, "image")
+    return Image2DModel.parse(
+        pixels, c_coords=channels, scale_factors=[2] * levels or None, transformations={"global": Identity()}
+    )
+
+
+def _table(adata: AnnData, centres: NDArray[np.float64]) -> AnnData:
+    table = adata.copy()
+    table.uns.pop(TableModel.ATTRS_KEY, None)
+    table.obs["region"] = pd.Categorical(["spots"] * table.n_obs)
+    table.obs["spot_id"] = np.arange(table.n_obs)
+    table.obsm["spatial"] = centres
+    return TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")

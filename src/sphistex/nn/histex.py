@@ -1,0 +1,108 @@
+"""The HISTEX network: bidirectional cross-attention fuses spots and superpixels, a head gives expression per superpixel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sphistex.nn.attention import BCA
+from sphistex.nn.layers import FeedForward
+
+
+class HISTEX(nn.Module):
+    """``n_models`` HISTEX networks at once (eq. 6–10).
+
+    L_j = [BCA(G_j, BCA(G_j, H_j)), H_j] for every bag j, and FFN(L_j) is the expression of its superpixels before the
+    link function.
+
+    Parameters
+    ----------
+    n_models
+        Models held at once.
+    d_features
+        Dimension of the superpixel features H.
+    d_spots
+        Dimension of the neighbouring spots' tokens G.
+    n_genes
+        Number of outputs.
+    d, heads
+        Embedding dimension of the attention and its number of heads.
+    hidden
+        Widths of the head's hidden layers.
+    layers
+        Number of BCA layers; 0 leaves the image alone.
+    activation
+        Between the layers of the head; None leaves them linear.
+    dropout
+        Inside the head and the BCA's FFN, and on the input of the head.
+    """
+
+    def __init__(
+        self,
+        n_models: int,
+        d_features: int,
+        d_spots: int,
+        n_genes: int,
+        *,
+        d: int = 512,
+        heads: int = 8,
+        layers: int = 2,
+        hidden: tuple[int, ...] = (512,),
+        activation: type[nn.Module] | None = nn.GELU,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.bca = nn.ModuleList(
+            BCA(n_models, d_spots, d if i else d_features, d, heads, dropout) for i in range(layers)
+        )
+        self.dropout = nn.Dropout(dropout)
+        d_fused = d_features + (d if layers else 0)
+        self.head = FeedForward(n_models, (d_fused, *hidden, n_genes), activation=activation, dropout=dropout)
+
+    def attend(
+        self,
+        spots: Tensor,
+        superpixels: Tensor,
+        spot_mask: Tensor | None = None,
+        superpixel_mask: Tensor | None = None,
+    ) -> Tensor:
+        """BCA(G, BCA(G, H)) (eq. 10).
+
+        Parameters
+        ----------
+        spots
+            G, (n_models or 1, n_bags, n2, d_spots).
+        superpixels
+            H, (n_models or 1, n_bags, n1, d_features).
+        spot_mask, superpixel_mask
+            (n_bags, n2) and (n_bags, n1), False at padding.
+
+        Returns
+        -------
+        (n_models, n_bags, n1, d); d is 0 where there are no BCA layers.
+        """
+        if not len(self.bca):
+            return superpixels[..., :0]
+        fused = superpixels
+        for layer in self.bca:
+            fused = layer(spots, fused, spot_mask, superpixel_mask)
+        return fused
+
+    def read(self, attended: Tensor, superpixels: Tensor) -> Tensor:
+        """FFN of L = [attended, H]: expression before the link, (n_models, ..., n_genes).
+
+        ``attended`` is (n_models or 1, ..., d) and ``superpixels`` (n_models or 1, ..., d_features).
+        """
+        n_models = max(len(attended), len(superpixels))
+        fused = torch.cat([x.expand(n_models, *x.shape[1:]) for x in (attended, superpixels)], dim=-1)
+        return self.head(self.dropout(fused))
+
+    def forward(
+        self,
+        spots: Tensor,
+        superpixels: Tensor,
+        spot_mask: Tensor | None = None,
+        superpixel_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Expression before the link, (n_models, n_bags, n1, n_genes); arguments as in :meth:`attend`."""
+        return self.read(self.attend(spots, superpixels, spot_mask, superpixel_mask), superpixels)

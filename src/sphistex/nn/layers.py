@@ -1,0 +1,69 @@
+"""Layers of several independent models at once: every parameter has a leading model dimension.
+
+An ensemble then trains and predicts in one pass of batched matrix products instead of one model after the other.
+Inputs are (n_models, ..., d); an input with one model (1, ..., d) is shared by all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """``n_models`` independent linear maps."""
+
+    def __init__(self, n_models: int, d_in: int, d_out: int) -> None:
+        super().__init__()
+        bound = d_in**-0.5
+        self.weight = nn.Parameter(torch.empty(n_models, d_in, d_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(n_models, 1, d_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n_models or 1, ..., d_in) → (n_models, ..., d_out)."""
+        n_models, d_in, d_out = self.weight.shape
+        lead = x.shape[1:-1]
+        if x.shape[0] == 1 and n_models > 1:  # a shared input is one wide product, not n_models copies of it
+            wide = self.weight.permute(1, 0, 2).reshape(d_in, n_models * d_out)
+            out = (x.reshape(-1, d_in) @ wide).unflatten(-1, (n_models, d_out)).transpose(0, 1) + self.bias
+        else:
+            out = torch.baddbmm(self.bias, x.reshape(x.shape[0], -1, d_in), self.weight)
+        return out.reshape(n_models, *lead, d_out)
+
+
+class LayerNorm(nn.Module):
+    """``n_models`` independent layer normalisations over the last dimension."""
+
+    def __init__(self, n_models: int, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_models, d))
+        self.bias = nn.Parameter(torch.zeros(n_models, d))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n_models, ..., d) → the same shape."""
+        shape = (len(self.weight),) + (1,) * (x.ndim - 2) + (x.shape[-1],)
+        return nn.functional.layer_norm(x, x.shape[-1:]) * self.weight.view(shape) + self.bias.view(shape)
+
+
+class FeedForward(nn.Sequential):
+    """Linear layers of the given widths, with an activation and dropout between them.
+
+    ``activation=None`` leaves them linear, as in the published HISTEX head.
+    """
+
+    def __init__(
+        self,
+        n_models: int,
+        widths: tuple[int, ...],
+        *,
+        activation: type[nn.Module] | None = nn.GELU,
+        dropout: float = 0.0,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for i, (d_in, d_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+            if i and activation is not None:
+                layers.append(activation())
+            if i and dropout:
+                layers.append(nn.Dropout(dropout))
+            layers.append(Linear(n_models, d_in, d_out))
+        super().__init__(*layers)

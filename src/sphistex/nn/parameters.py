@@ -1,0 +1,137 @@
+"""Everything that decides how a model is fitted, and the presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class FitParameters:
+    """Parameters of a fit.
+
+    Parameters
+    ----------
+    context
+        Radii in superpixels of the surroundings whose mean features are added; 0 is the superpixel itself.
+    n_models
+        Models of the ensemble, trained in one pass.
+    average
+        How the models' maps are combined.
+    objective
+        ``"poisson"``: likelihood of the spots' counts, log link; ``"squares"``: the paper's squared error of scaled
+        means.
+    layers, d, heads
+        Bidirectional cross-attention; 0 layers leave the neighbouring spots out.
+    hidden, linear_head, dropout
+        The head: widths of its hidden layers, whether they have no activation between them, and dropout.
+    neighbours
+        Neighbouring spots that a bag attends to.
+    spots
+        What these are: the ``"measured"`` spots, or the linearly ``"enhanced"`` ones (eq. 1–3).
+    profile
+        What is seen of them: principal ``"components"`` with the place relative to the bag, or all genes ``"scaled"``.
+    hold_out_own
+        Whether a bag's own spot is kept from its neighbours while training. Without, the network is given its answer.
+    enhanced_bags
+        Whether enhanced spots are bags as well.
+    epochs, patience, batch_size, learning_rate, weight_decay, schedule
+        Training; see :func:`sphistex.nn.training.train`.
+    holdout
+        Share of the spots that each model does not see and that stop its training; 0 for none.
+    residuals
+        Whether smoothed residuals of the measured spots are added to the map.
+    """
+
+    context: tuple[int, ...] = (0, 1, 5)
+    n_models: int = 3
+    average: Literal["mean", "median"] = "mean"
+    objective: Literal["poisson", "squares"] = "poisson"
+    layers: int = 0
+    d: int = 64
+    heads: int = 8
+    hidden: tuple[int, ...] = (256,)
+    linear_head: bool = False
+    dropout: float = 0.3
+    neighbours: int = 6
+    spots: Literal["measured", "enhanced"] = "measured"
+    profile: Literal["components", "scaled"] = "components"
+    hold_out_own: bool = True
+    enhanced_bags: bool = False
+    epochs: int = 25
+    patience: int | None = 5
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: bool = True
+    holdout: float = 0.2
+    residuals: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain lists and numbers."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> FitParameters:
+        """Back from :meth:`to_json`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+PRESETS = {
+    "default": FitParameters(),
+    # The published configuration, with the attention scaled as the text says. Neighbours include the bag's own spot.
+    "paper": FitParameters(
+        context=(0,),
+        n_models=5,
+        average="median",
+        objective="squares",
+        layers=2,
+        d=512,
+        heads=8,
+        hidden=(1024, 512, 512, 512),
+        linear_head=True,
+        dropout=0.0,
+        neighbours=6,
+        spots="enhanced",
+        profile="scaled",
+        hold_out_own=False,
+        enhanced_bags=True,
+        epochs=500,
+        patience=None,
+        batch_size=32,
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        schedule=False,
+        holdout=0.0,
+        residuals=False,
+    ),
+}
+
+
+def parameters(preset: str = "default", **changes: Any) -> FitParameters:
+    """Parameters of a preset with some of them changed; None leaves the preset's value.
+
+    Raises
+    ------
+    ValueError
+        If the preset or a parameter does not exist, or a value makes no sense.
+
+    Examples
+    --------
+    >>> parameters("paper", epochs=10).epochs
+    10
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} does not exist: choose one of {sorted(PRESETS)}.")
+    known = {field.name for field in fields(FitParameters)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise ValueError(f"unknown fit parameters {unknown}: choose from {sorted(known)}.")
+    chosen = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+    for name in ("n_models", "epochs", "batch_size", "neighbours", "learning_rate"):
+        if getattr(chosen, name) <= 0:
+            raise ValueError(f"{name}={getattr(chosen, name)!r} must be positive.")
+    for name in ("dropout", "holdout"):
+        if not 0 <= getattr(chosen, name) < 1:
+            raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least 0 and below 1.")
+    return chosen

@@ -1,0 +1,57 @@
+"""Spot counts as tokens: what of a spot's expression its neighbours' superpixels get to see."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LogProfiles(nn.Module):
+    """Principal components of library-normalised, log-transformed, standardised counts.
+
+    A few components keep what is common to many genes and leave most of the spots' noise behind.
+    """
+
+    target: Tensor
+    mean: Tensor
+    loadings: Tensor
+
+    def __init__(self, counts: Tensor, n_components: int = 20) -> None:
+        super().__init__()
+        n_components = min(n_components, *counts.shape)
+        self.register_buffer("target", counts.sum(1).median().clamp_min(1.0))
+        self.register_buffer("mean", torch.zeros(counts.shape[1]).to(counts))
+        log = self._log(counts)
+        self.mean.copy_(log.mean(0))
+        scale = log.std(0).clamp_min(0.1)
+        _, singular, right = torch.linalg.svd((log - self.mean) / scale, full_matrices=False)
+        # the first component gets unit variance, the others keep their size relative to it
+        unit = len(counts) ** 0.5 / singular[0].clamp_min(1e-6)
+        self.register_buffer("loadings", (right[:n_components].T / scale[:, None]) * unit)
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """Counts (n, n_genes) → tokens (n, n_components)."""
+        return (self._log(counts) - self.mean) @ self.loadings
+
+    def _log(self, counts: Tensor) -> Tensor:
+        return torch.log1p(counts / counts.sum(1, keepdim=True).clamp_min(1.0) * self.target)
+
+
+class MinMaxProfiles(nn.Module):
+    """All genes, scaled to 0–1 over the training spots, as in the paper."""
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, counts: Tensor) -> None:
+        super().__init__()
+        low, high = counts.min(0).values, counts.max(0).values
+        self.register_buffer("low", low)
+        self.register_buffer("span", (high - low).clamp_min(1e-8))
+
+    def forward(self, counts: Tensor) -> Tensor:
+        """Counts (n, n_genes) → tokens (n, n_genes)."""
+        return (counts - self.low) / self.span
+
+
+PROFILES: dict[str, type[LogProfiles] | type[MinMaxProfiles]] = {"components": LogProfiles, "scaled": MinMaxProfiles}

@@ -1,0 +1,389 @@
+"""The whole model on plain arrays: fit it on bags, predict maps block by block, save and load it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy import sparse
+from torch import Tensor, nn
+
+from sphistex.bags import Bags
+from sphistex.lattice import enhancement_matrix
+from sphistex.nn.context import FeatureMap, Window
+from sphistex.nn.histex import HISTEX
+from sphistex.nn.mil import OBJECTIVES
+from sphistex.nn.neighbours import Neighbours
+from sphistex.nn.parameters import FitParameters
+from sphistex.nn.profiles import PROFILES
+from sphistex.nn.residuals import SmoothResiduals
+from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
+from sphistex.nn.windows import Windows
+
+# Distance between prediction windows, in superpixels: with a spot's radius of 3.4 every superpixel lies in about 4.
+_STRIDE = 3
+_WINDOWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Measured spots of a section.
+
+    Parameters
+    ----------
+    xy_um
+        Centres (n_spots, 2) in µm from the image's top-left corner, x first.
+    radius_um
+        Radii (n_spots,).
+    pitch_um
+        Distance between neighbours.
+    counts
+        Raw counts (n_spots, n_genes).
+    """
+
+    xy_um: NDArray[np.float64]
+    radius_um: NDArray[np.float64]
+    pitch_um: float
+    counts: NDArray[np.float32]
+
+
+@dataclass
+class SuperResolver:
+    """A fitted model: turns a section's features and spots into counts per superpixel.
+
+    Made by :func:`sphistex.tl.fit`; applied by :func:`sphistex.tl.predict`.
+
+    Parameters
+    ----------
+    genes
+        The genes it predicts.
+    parameters
+        How it was fitted.
+    module
+        Networks, objective, spot profiles and feature scaling, with all fitted numbers.
+    pitch_um
+        Side of a superpixel.
+    window_um
+        Radius of the spots that it was fitted on, and so of the windows in which it predicts.
+    encoder
+        Which features it expects: ``encoder``, ``revision``, ``dim`` and how they were made.
+    info
+        How it was made: seed, versions, loss curves, time.
+    """
+
+    genes: list[str]
+    parameters: FitParameters
+    module: nn.ModuleDict
+    pitch_um: float
+    window_um: float
+    encoder: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        features: FeatureMap,
+        bags: Bags,
+        spots: Spots,
+        genes: Sequence[str],
+        parameters: FitParameters,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_epoch: Callable[[int, float, float], None] = lambda epoch, train, validation: None,
+    ) -> SuperResolver:
+        """Fit on one section.
+
+        Parameters
+        ----------
+        features
+            Feature map with the parameters' context.
+        bags
+            The spots as bags of tissue superpixels.
+        spots
+            The same spots with their counts of ``genes``.
+        genes, parameters
+            What to predict and how to fit.
+        seed, device
+            Same seed, same device: same model.
+        on_epoch
+            Called with (epoch, training loss, validation loss).
+        """
+        sources, bags_um = _training_bags(spots, parameters)
+        train_bags = Bags.from_disks(bags.grid, bags_um / bags.grid.mpp, sources @ spots.radius_um / bags.grid.mpp)
+        train_bags = train_bags.within(features.mask)
+        on_tissue = np.asarray(train_bags.weights.sum(1)).ravel() > 0
+        train_bags, sources, bags_um = train_bags.take(on_tissue), sources[on_tissue], bags_um[on_tissue]
+        index, weight = train_bags.padded()
+        instances, index = np.unique(index, return_inverse=True)
+        vectors = torch.from_numpy(features.gather(instances))
+        counts = torch.from_numpy(np.asarray(spots.counts, dtype=np.float32))
+        bag_counts = torch.from_numpy(np.asarray(sources @ spots.counts, dtype=np.float32))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
+            module["scaling"].adapt(vectors)
+            resolver = cls(
+                list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(spots.radius_um))
+            )
+            tokens, token_mask = resolver._neighbours(spots).around(
+                bags_um, sources if parameters.hold_out_own else None
+            )
+            data = BagData(
+                features=module["scaling"](vectors.to(device)),
+                index=torch.from_numpy(index.reshape(weight.shape)).to(device),
+                weight=torch.from_numpy(weight).to(device),
+                counts=bag_counts.to(device),
+                spots=torch.from_numpy(tokens).to(device),
+                spot_mask=torch.from_numpy(token_mask).to(device),
+            )
+            log = train(
+                module["network"],
+                module["objective"],
+                data,
+                _held_out(sources, parameters, seed).to(device),
+                epochs=parameters.epochs,
+                patience=parameters.patience,
+                batch_size=parameters.batch_size,
+                learning_rate=parameters.learning_rate,
+                weight_decay=parameters.weight_decay,
+                schedule=parameters.schedule,
+                on_epoch=on_epoch,
+            )
+        resolver.info = _provenance(log, seed, device)
+        return resolver
+
+    def predict(
+        self, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int = 0
+    ) -> Iterator[tuple[Window, NDArray[np.float32]]]:
+        """Counts per superpixel, block by block.
+
+        Parameters
+        ----------
+        features, bags, spots
+            As in :meth:`fit`, of the section to predict.
+        seed
+            Of the choice of the residuals' length scale, where there are very many spots.
+
+        Yields
+        ------
+        A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
+        """
+        neighbours = self._neighbours(spots)
+        correction = self._correction(features, bags, spots, neighbours, seed) if self.parameters.residuals else None
+        for rows, columns in features.blocks():
+            rates = self._rates(features, rows, columns, neighbours)
+            if correction is not None:
+                inside = features.mask[rows, columns]
+                place = np.argwhere(inside) + (rows.start, columns.start)
+                smooth = correction((place[:, ::-1] + 0.5) * self.pitch_um)
+                rates[inside] = np.maximum(rates[inside] + smooth, 0.0)
+            yield (rows, columns), rates
+
+    def save(self, path: str | Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into the folder ``path``."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().cpu().contiguous() for name, value in self.module.state_dict().items()}
+        save_file(state, path / "model.safetensors")
+        header = {
+            "genes": self.genes,
+            "parameters": self.parameters.to_json(),
+            "pitch_um": self.pitch_um,
+            "window_um": self.window_um,
+            "encoder": self.encoder,
+            "info": self.info,
+        }
+        (path / "model.json").write_text(json.dumps(header, indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> SuperResolver:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        FileNotFoundError
+            If ``path`` holds no model.
+        """
+        path = Path(path)
+        if not (path / "model.json").is_file() or not (path / "model.safetensors").is_file():
+            raise FileNotFoundError(f"{path} holds no saved SuperResolver (model.json and model.safetensors).")
+        header = json.loads((path / "model.json").read_text())
+        parameters = FitParameters.from_json(header.pop("parameters"))
+        state = load_file(path / "model.safetensors")
+        d_features = len(state["scaling.mean"])
+        n_spots = state["profile.loadings"].shape[1] if "profile.loadings" in state else 1
+        blank = torch.zeros(n_spots, len(header["genes"]))
+        module = _build(parameters, d_features, blank, blank, torch.ones(n_spots))
+        module.load_state_dict(state)
+        return cls(parameters=parameters, module=module.to(device).eval(), **header)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
+
+    def _neighbours(self, spots: Spots) -> Neighbours:
+        """The spots that bags attend to."""
+        matrix = sparse.identity(len(spots.xy_um), format="csr")
+        if self.parameters.spots == "enhanced":
+            matrix = enhancement_matrix(spots.xy_um, spots.pitch_um)
+        counts = torch.from_numpy(np.asarray(matrix @ spots.counts, dtype=np.float32)).to(self.device)
+        tokens = self.module["profile"](counts).cpu().numpy()
+        pitch_um = spots.pitch_um if self.parameters.profile == "components" else None
+        return Neighbours(matrix @ spots.xy_um, tokens, matrix, self.parameters.neighbours, pitch_um)
+
+    def _correction(
+        self, features: FeatureMap, bags: Bags, spots: Spots, neighbours: Neighbours, seed: int
+    ) -> SmoothResiduals:
+        """Smoothed difference between measured and predicted spots, in counts per superpixel."""
+        predicted = np.zeros_like(spots.counts, dtype=np.float64)
+        for rows, columns in features.blocks():
+            rates = self._rates(features, rows, columns, neighbours)
+            inside = features.mask[rows, columns]
+            row, column = np.nonzero(inside)
+            index = np.ravel_multi_index((row + rows.start, column + columns.start), features.mask.shape)
+            predicted += bags.weights[:, index] @ rates[inside]
+        area = np.asarray(bags.weights.sum(1)).ravel()
+        return SmoothResiduals.fit(spots.xy_um, (spots.counts - predicted) / area[:, None], seed=seed)
+
+    @torch.no_grad()
+    def _rates(
+        self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
+    ) -> NDArray[np.float32]:
+        """Counts per superpixel of a block by the networks alone."""
+        rows, columns = (
+            slice(s.start, min(s.stop, size)) for s, size in zip((rows, columns), features.mask.shape, strict=True)
+        )
+        network, objective = self.module["network"], self.module["objective"]
+        inside = features.mask[rows, columns]
+        if self.parameters.layers:
+            superpixels, attended = self._attend(features, rows, columns, neighbours)
+        else:
+            superpixels = self.module["scaling"](torch.from_numpy(features.read(rows, columns)[inside]).to(self.device))
+            attended = superpixels[None, :, :0]
+        out = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
+        maps = objective.rate(network.read(attended, superpixels[None]))
+        combined = maps.median(0).values if self.parameters.average == "median" else maps.mean(0)
+        out[inside] = combined.float().cpu().numpy()
+        return out
+
+    def _attend(
+        self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
+    ) -> tuple[Tensor, Tensor]:
+        """Features (n, d_features) of a block's tissue, and what the attention made of them (n_models, n, d)."""
+        windows = Windows(self.window_um / self.pitch_um, _STRIDE)
+        centres, members, weight = windows.over(rows, columns, features.mask)
+        low = np.maximum((rows.start - 2 * windows.reach, columns.start - 2 * windows.reach), 0)
+        high = np.minimum((rows.stop + 2 * windows.reach, columns.stop + 2 * windows.reach), features.mask.shape)
+        field = features.read(slice(low[0], high[0]), slice(low[1], high[1]))
+        vectors = self.module["scaling"](torch.from_numpy(field).to(self.device)).flatten(0, 1)
+        place = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(members - low, -1, 0)), field.shape[:2]))
+        place, blend = place.to(self.device), torch.from_numpy(weight).to(self.device)
+        total = torch.zeros(self.parameters.n_models, len(vectors), self.parameters.d, device=self.device)
+        share = torch.zeros(len(vectors), device=self.device)
+        for part in torch.arange(len(centres)).split(_WINDOWS_AT_ONCE):
+            tokens, token_mask = neighbours.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
+            attended = self.module["network"].attend(
+                torch.from_numpy(tokens)[None].to(self.device),
+                vectors[place[part]][None],
+                torch.from_numpy(token_mask).to(self.device),
+                blend[part] > 0,
+            )
+            where = place[part].flatten()
+            total.index_add_(1, where, (attended * blend[part][..., None]).flatten(1, 2))
+            share.index_add_(0, where, blend[part].flatten())
+        inside = np.zeros(field.shape[:2], dtype=bool)
+        inside[rows.start - low[0] : rows.stop - low[0], columns.start - low[1] : columns.stop - low[1]] = (
+            features.mask[rows, columns]
+        )
+        chosen = torch.from_numpy(np.flatnonzero(inside)).to(self.device)
+        return vectors[chosen], total[:, chosen] / share[chosen, None].clamp_min(1e-6)
+
+
+class Standardise(nn.Module):
+    """Features with mean 0 and standard deviation 1 over the training superpixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, d_features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(d_features))
+        self.register_buffer("std", torch.ones(d_features))
+
+    def adapt(self, vectors: Tensor) -> None:
+        """Take mean and standard deviation from (n, d_features)."""
+        self.mean.copy_(vectors.mean(0))
+        self.std.copy_(vectors.std(0).clamp_min(1e-4))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., d_features) → the same shape."""
+        return (vectors - self.mean) / self.std
+
+
+def _training_bags(spots: Spots, parameters: FitParameters) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
+    """Which measured spots each bag is the mean of, and the bags' centres in µm."""
+    if parameters.enhanced_bags:
+        sources = enhancement_matrix(spots.xy_um, spots.pitch_um)
+    else:
+        sources = sparse.identity(len(spots.xy_um), format="csr")
+    return sources, sources @ spots.xy_um
+
+
+def _held_out(sources: sparse.csr_matrix, parameters: FitParameters, seed: int) -> Tensor:
+    """Bags that each model does not see: held-out spots, and what was made from them."""
+    n_bags, n_spots = sources.shape
+    if not parameters.holdout:
+        return torch.zeros(parameters.n_models, n_bags, dtype=torch.bool)
+    spots = folds(n_spots, parameters.n_models, share=parameters.holdout, seed=seed).numpy()
+    return torch.from_numpy(np.asarray((sources @ spots.T) > 0).T.copy())
+
+
+def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_counts: Tensor, areas: Tensor) -> nn.ModuleDict:
+    """All parts with fitted numbers, before training."""
+    profile = PROFILES[parameters.profile](counts)
+    d_spots = profile(counts[:1]).shape[1] + (4 if parameters.profile == "components" else 0)
+    network = HISTEX(
+        parameters.n_models,
+        d_features,
+        d_spots,
+        counts.shape[1],
+        d=parameters.d,
+        heads=parameters.heads,
+        layers=parameters.layers,
+        hidden=parameters.hidden,
+        activation=None if parameters.linear_head else nn.GELU,
+        dropout=parameters.dropout,
+    )
+    if parameters.objective == "poisson":
+        initialise_at_mean(network)
+    return nn.ModuleDict(
+        {
+            "network": network,
+            "objective": OBJECTIVES[parameters.objective](bag_counts, areas),
+            "profile": profile,
+            "scaling": Standardise(d_features),
+        }
+    )
+
+
+def _provenance(log: TrainingLog, seed: int, device: torch.device | str) -> dict[str, Any]:
+    """How a model was made, as plain values."""
+    return {
+        "seed": seed,
+        "device": str(device),
+        "train_loss": log.train,
+        "validation_loss": log.validation,
+        "best_epoch": log.best_epoch,
+        "versions": {name: version(name) for name in ("sphistex", "torch", "numpy")} | {"python": platform.python_version()},
+    }

@@ -1,0 +1,52 @@
+"""Which genes to predict."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from anndata import AnnData
+
+from sphistex._checks import check_genes
+
+DEFAULT_N_GENES = 1000
+# A gene seen in fewer spots than this share has no pattern to learn.
+_MIN_SPOTS = 0.02
+
+
+def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]:
+    """Names of the genes to predict, in the order of the table.
+
+    Parameters
+    ----------
+    table
+        Raw counts of the spots.
+    genes
+        A list of names; or how many highly variable genes (by Pearson residuals, as in
+        ``scanpy.experimental.pp.highly_variable_genes``); None for 1,000.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If genes are not in the table, or the argument makes no sense.
+    """
+    if genes is not None and not isinstance(genes, int | np.integer):
+        return check_genes(table, genes)
+    wanted = DEFAULT_N_GENES if genes is None else int(genes)
+    if wanted < 1 or isinstance(genes, bool):
+        raise ValueError(f"genes={genes!r} must be a positive number of genes, or a list of their names.")
+    seen = np.asarray((table.X > 0).sum(0)).ravel() >= max(1.0, _MIN_SPOTS * table.n_obs)
+    if not seen.any():
+        raise ValueError(f"no gene is seen in {_MIN_SPOTS:.0%} of the {table.n_obs} spots: are these the raw counts?")
+    if seen.sum() <= wanted:
+        return list(table.var_names[seen])
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        # what there is to say of the counts was said when they were checked
+        warnings.filterwarnings("ignore", message=".*expects raw count data.*", category=UserWarning)
+        ranked = sc.experimental.pp.highly_variable_genes(
+            AnnData(table.X[:, seen], obs=table.obs[[]], var=table.var.loc[seen, []]), n_top_genes=wanted, inplace=False
+        )
+    return list(table.var_names[seen][np.asarray(ranked["highly_variable"])])

@@ -1,0 +1,120 @@
+"""The result as SpatialData elements: one labels raster and one table that scanpy, squidpy and spatialdata-plot take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anndata as ad
+import dask.array as da
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from spatialdata import SpatialData
+from spatialdata.models import Labels2DModel, TableModel
+from spatialdata.transformations import Scale, Sequence, Translation
+from xarray import DataArray
+
+from sphistex._section import Section
+from sphistex._store import add_element
+from sphistex.bags import Bags
+from sphistex.nn import SuperResolver
+
+_THUMBNAIL_PX = 2000
+_INSIDE = 0.5
+
+
+def labels_name(key_added: str) -> str:
+    """Name of the labels that the table ``key_added`` annotates: SpatialData allows a name only once."""
+    return f"{key_added}_labels"
+
+
+def add_result(
+    sdata: SpatialData,
+    section: Section,
+    model: SuperResolver,
+    counts: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    bags: Bags,
+    *,
+    features_key: str,
+    tissue_key: str,
+    conserve_counts: bool,
+    key_added: str,
+    overwrite: bool,
+) -> None:
+    """Add labels and table for the counts (n_superpixels, n_genes) of the tissue superpixels, in row-major order."""
+    first, last = _bounding_box(mask)
+    cropped = mask[first[0] : last[0], first[1] : last[1]]
+    ids = np.zeros(cropped.shape, dtype=np.int32)
+    ids[cropped] = np.arange(1, len(counts) + 1)
+    pitch_px = section.grid.pitch_px
+    placed = [Scale([pitch_px] * 2, axes=("x", "y")), Translation([c * pitch_px for c in first[::-1]], axes=("x", "y"))]
+    labels = Labels2DModel.parse(
+        DataArray(ids, dims=("y", "x")),
+        transformations={name: Sequence([*placed, to]) for name, to in section.image_transforms.items()},
+    )
+
+    row, column = np.nonzero(cropped)
+    covered = np.asarray(bags.weights.sum(0)).ravel()[mask.ravel()]
+    region = labels_name(key_added)
+    obs = pd.DataFrame(
+        {
+            "region": pd.Categorical([region] * len(counts)),
+            "instance_id": np.arange(1, len(counts) + 1),
+            "array_row": row,
+            "array_col": column,
+            "in_spot": covered >= _INSIDE,
+        },
+        index=[f"{key_added}_{i}" for i in range(1, len(counts) + 1)],
+    )
+    table = ad.AnnData(counts, obs=obs, var=section.table.var.loc[model.genes].copy())
+    table.obsm["spatial"] = section.grid.centres_px(row + first[0], column + first[1])
+    table.uns["spatial"] = {key_added: _spatial(section)}
+    table.uns[key_added] = _made_how(section, model) | {
+        "features_key": features_key,
+        "tissue_key": tissue_key,
+        "labels_key": region,
+        "conserve_counts": conserve_counts,
+        "crop": [int(c) for c in first],
+    }
+    table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
+    add_element(sdata, "labels", region, labels, overwrite=overwrite)
+    add_element(sdata, "tables", key_added, table, overwrite=overwrite)
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First row and column with tissue, and one past the last."""
+    spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    return (int(spans[0][0]), int(spans[1][0])), (int(spans[0][-1]) + 1, int(spans[1][-1]) + 1)
+
+
+def _spatial(section: Section) -> dict[str, Any]:
+    """Thumbnail and scale factors, as squidpy and scanpy expect them of Visium."""
+    factor = max(1, -(-max(section.image.sizes["y"], section.image.sizes["x"]) // _THUMBNAIL_PX))
+    pixels = da.asarray(section.image.data)
+    small = da.coarsen(np.mean, pixels, {1: factor, 2: factor}, trim_excess=True).astype(np.uint8)
+    return {
+        "images": {"hires": np.moveaxis(small.compute(), 0, -1)},
+        "scalefactors": {"spot_diameter_fullres": float(section.grid.pitch_px), "tissue_hires_scalef": 1.0 / factor},
+    }
+
+
+def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:
+    """All that is needed to make the result again; only what can be written to disk."""
+    info = dict(model.info)
+    curves = {name: np.asarray(info.pop(name)) for name in ("train_loss", "validation_loss", "best_epoch")}
+    return {
+        # None cannot be written
+        "params": {name: value for name, value in model.parameters.to_json().items() if value is not None},
+        "encoder": model.encoder,
+        "section": {
+            "image_key": section.image_key,
+            "shapes_key": section.shapes_key,
+            "table_key": section.table_key,
+            "coordinate_system": section.coordinate_system,
+        },
+        "mpp": section.mpp,
+        "pitch_um": section.grid.pitch_um,
+        "training": curves,
+        **info,
+    }

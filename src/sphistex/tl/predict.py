@@ -1,0 +1,180 @@
+"""Apply a fitted model: the high-resolution table and its labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from spatialdata import SpatialData
+from tqdm.auto import tqdm
+
+from sphistex._section import Section, resolve_section
+from sphistex._store import check_free
+from sphistex.nn import SuperResolver
+from sphistex.settings import settings
+from sphistex.tl._genes import check_genes
+from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs, section_bags
+from sphistex.tl._result import add_result, labels_name
+
+# Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
+_MAX_ROUNDS = 100
+
+
+def predict(
+    sdata: SpatialData,
+    model: SuperResolver,
+    *,
+    image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
+    coordinate_system: str | None = None,
+    mpp: float | None = None,
+    spot_pitch_um: float | None = None,
+    features_key: str = "superpixel_features",
+    tissue_key: str = "tissue",
+    key_added: str = "superres",
+    conserve_counts: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Predict the counts of every tissue superpixel and add them as a table with its labels.
+
+    Parameters
+    ----------
+    sdata
+        The section that the model was fitted to, or another with the same genes and features made the same way.
+    model
+        From :func:`sphistex.tl.fit` or :meth:`sphistex.nn.SuperResolver.load`.
+    image_key, shapes_key, table_key, coordinate_system, mpp, spot_pitch_um, features_key, tissue_key
+        As in :func:`sphistex.tl.fit`.
+    key_added
+        Name of the new table; its labels are called ``<key_added>_labels``.
+    conserve_counts
+        Scale each gene inside each spot so that the spot's superpixels, weighted by their share of area in the spot,
+        add up to exactly what was measured, noise included.
+    overwrite
+        Replace an existing result.
+
+    Returns
+    -------
+    Adds ``sdata.tables[key_added]`` and ``sdata.labels[key_added + "_labels"]``; see
+    :func:`sphistex.tl.super_resolve` for what they hold.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If the section lacks genes of the model, its features were made by another encoder, elements cannot be used,
+        or ``key_added`` exists.
+
+    Examples
+    --------
+    >>> import sphistex as sx
+    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
+    >>> sx.tl.superpixel_features(sdata, encoder="efficientnet_lite0")
+    >>> model = sx.tl.fit(sdata, genes=10, epochs=2, n_models=1)
+    >>> sx.tl.predict(sdata, model)
+    >>> sdata.tables["superres"].n_vars
+    10
+    """
+    check_free(sdata, "tables", key_added, overwrite=overwrite)
+    check_free(sdata, "labels", labels_name(key_added), overwrite=overwrite)
+    section = resolve_section(
+        sdata,
+        image_key=image_key,
+        shapes_key=shapes_key,
+        table_key=table_key,
+        coordinate_system=coordinate_system,
+        mpp=mpp,
+        spot_pitch_um=spot_pitch_um,
+    )
+    predict_section(
+        sdata,
+        section,
+        model,
+        features_key=features_key,
+        tissue_key=tissue_key,
+        key_added=key_added,
+        conserve_counts=conserve_counts,
+        overwrite=overwrite,
+    )
+
+
+def predict_section(
+    sdata: SpatialData,
+    section: Section,
+    model: SuperResolver,
+    *,
+    features_key: str,
+    tissue_key: str,
+    key_added: str,
+    conserve_counts: bool,
+    overwrite: bool,
+) -> None:
+    """Predict a section that has been resolved and checked."""
+    _check_fits(sdata, section, model, features_key)
+    inputs = gather_inputs(
+        sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context
+    )
+    counts = _predicted(model, inputs)
+    if conserve_counts:
+        share_out(counts, inputs.bags.weights[:, inputs.features.mask.ravel()].tocsr(), inputs.spots.counts)
+    add_result(
+        sdata,
+        section,
+        model,
+        counts,
+        inputs.features.mask,
+        section_bags(section),
+        features_key=features_key,
+        tissue_key=tissue_key,
+        conserve_counts=conserve_counts,
+        key_added=key_added,
+        overwrite=overwrite,
+    )
+
+
+def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, features_key: str) -> None:
+    check_genes(section.table, model.genes, section.table_key)
+    if features_key not in sdata.images:
+        return  # gather_inputs says so
+    made: dict[str, Any] = encoder_of(sdata, features_key)
+    for name, expected in model.encoder.items():
+        if made.get(name) != expected:
+            raise ValueError(
+                f"features_key={features_key!r} was made with {name}={made.get(name)!r}, but the model was fitted on "
+                f"features with {name}={expected!r}: make the feature map with the model's encoder "
+                f"({model.encoder.get('encoder')!r})."
+            )
+
+
+def _predicted(model: SuperResolver, inputs: Inputs) -> NDArray[np.float32]:
+    """Counts of the tissue superpixels in row-major order, (n_superpixels, n_genes)."""
+    mask = inputs.features.mask
+    order = np.cumsum(mask.ravel()).reshape(mask.shape) - 1
+    counts = np.empty((int(mask.sum()), len(model.genes)), dtype=np.float32)
+    with tqdm(total=len(counts), desc="predicting", unit="superpixel", disable=not settings.progress) as bar:
+        for (rows, columns), rates in model.predict(inputs.features, inputs.bags, inputs.spots):
+            inside = mask[rows, columns]
+            counts[order[rows, columns][inside]] = rates[inside]
+            bar.update(int(inside.sum()))
+    return counts
+
+
+def share_out(
+    counts: NDArray[np.float32], weights: sparse.csr_matrix, measured: NDArray[np.float32]
+) -> None:
+    """Scale counts per superpixel (n_superpixels, n_genes) in place so that ``weights @ counts`` is ``measured``.
+
+    A gene that was measured in a spot but predicted nowhere in it is spread evenly. Rounds are needed only where a
+    superpixel lies in two spots.
+    """
+    for _ in range(_MAX_ROUNDS):
+        for spot, target in enumerate(measured):
+            part = slice(weights.indptr[spot], weights.indptr[spot + 1])
+            inside, share = weights.indices[part], weights.data[part]
+            total = share @ counts[inside]
+            factor = target / np.where(total > 0, total, 1.0)
+            counts[inside] = np.where(total > 0, counts[inside] * factor, target / share.sum())
+        if np.allclose(weights @ counts, measured, rtol=1e-5, atol=1e-5):
+            return

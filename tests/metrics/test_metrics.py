@@ -1,0 +1,61 @@
+"""Correlation, coarsening and the noise ceiling against their definitions."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.stats import pearsonr
+
+from sphistex.metrics import coarsen, noise_ceiling, pearson, pearson_by_scale, thin_counts
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_pearson_is_scipys(rng):
+    a, b = rng.random((50, 4)), rng.random((50, 4))
+    np.testing.assert_allclose(pearson(a, b), [pearsonr(a[:, i], b[:, i]).statistic for i in range(4)])
+
+
+def test_constant_prediction_has_no_correlation_and_constant_truth_no_answer(rng):
+    varied, constant = rng.random((20, 1)), np.ones((20, 1))
+    assert pearson(constant, varied) == 0
+    assert np.isnan(pearson(varied, constant))
+
+
+def test_coarsening_keeps_the_mass_of_the_mask(rng):
+    values, mask = rng.random((12, 16, 3)), rng.random((12, 16)) > 0.3
+    sums, kept = coarsen(values, mask, 4, min_share=0)
+    assert kept.shape == (3, 4)
+    np.testing.assert_allclose(sums.sum(0), values[mask].sum(0))
+
+
+def test_whole_blocks_only(rng):
+    mask = np.ones((8, 8), bool)
+    mask[0, 0] = False
+    assert coarsen(rng.random((8, 8)), mask, 2, min_share=1.0)[1].sum() == 15
+
+
+@pytest.mark.parametrize("as_sparse", [False, True])
+def test_thinning_splits_without_loss_and_independently(rng, as_sparse):
+    counts = rng.poisson(4.0, (200, 200))
+    first, second = thin_counts(sparse.csr_matrix(counts) if as_sparse else counts, share=0.3, seed=1)
+    first, second = (x.toarray() if as_sparse else x for x in (first, second))
+    np.testing.assert_array_equal(first + second, counts)
+    assert first.mean() == pytest.approx(1.2, rel=0.02)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.02
+
+
+def test_the_ceiling_is_what_the_rate_itself_reaches(rng):
+    """The true rate correlates with a noisy truth as much as the ceiling says."""
+    y, x = np.mgrid[:96, :96]
+    rate = (3 + 2 * np.sin(x / 9) * np.cos(y / 11))[..., None]
+    truth, mask = rng.poisson(rate), np.ones((96, 96), bool)
+    ceiling = noise_ceiling(truth, mask).ceiling
+    reached = pearson_by_scale(rate, truth, mask).pearson
+    np.testing.assert_allclose(ceiling, reached, atol=0.02)
+    half = thin_counts(truth, seed=3)[1]
+    np.testing.assert_allclose(
+        noise_ceiling(truth, mask, independent_half=True).ceiling, pearson_by_scale(rate, half, mask).pearson, atol=0.03
+    )

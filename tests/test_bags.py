@@ -1,0 +1,54 @@
+"""Bags are areas: what a spot covers, whatever the lattice, the scale and the border."""
+
+import numpy as np
+import pytest
+from shapely import Point, box
+
+from sphistex.bags import Bags
+from sphistex.grid import Grid
+
+
+@pytest.mark.parametrize("centre_px", [(160.0, 160.0), (163.3, 171.9), (3.0, 8.0)])
+@pytest.mark.parametrize("mpp", [0.5, 0.73])
+def test_weights_are_shares_of_area(centre_px, mpp):
+    grid = Grid((20, 20), mpp=mpp)
+    bags = Bags.from_disks(grid, [centre_px], 27.5 / mpp)
+    disk = Point(centre_px).buffer(27.5 / mpp, quad_segs=256)
+    for index, weight in enumerate(bags.weights.toarray()[0]):
+        row, column = divmod(index, 20)
+        square = box(*(np.array([column, row, column + 1, row + 1]) * grid.pitch_px))
+        assert weight == pytest.approx(disk.intersection(square).area / square.area, abs=3e-3)
+
+
+def test_a_visium_spot_covers_its_area_and_not_more_than_its_superpixels():
+    grid = Grid((40, 40), mpp=0.5)
+    bags = Bags.from_disks(grid, np.full((1, 2), 328.0), 55.0)  # centred on a superpixel
+    assert bags.weights.sum() * 64 == pytest.approx(np.pi * 27.5**2, rel=2e-3)
+    assert (bags.weights.toarray() > 0.5).sum() == 37  # the 37 of 7 × 7 that the paper counts
+
+
+def test_constant_density_gives_spots_their_area():
+    rng = np.random.default_rng(0)
+    grid = Grid((60, 50), mpp=0.5)
+    radii = rng.uniform(20, 60, 8)
+    bags = Bags.from_disks(grid, rng.uniform(120, 600, (8, 2)), radii)
+    np.testing.assert_allclose(bags.weights @ np.ones(grid.size), np.pi * radii**2 / grid.pitch_px**2, rtol=5e-3)
+
+
+def test_mask_removes_its_outside_only():
+    grid = Grid((20, 20), mpp=0.5)
+    bags = Bags.from_disks(grid, [(160.0, 160.0)], 55.0)
+    mask = np.zeros(grid.shape, bool)
+    mask[:10] = True
+    kept, whole = (b.weights.toarray().reshape(grid.shape) for b in (bags.within(mask), bags))
+    np.testing.assert_array_equal(kept[:10], whole[:10])
+    assert kept[10:].sum() == 0
+
+
+def test_padded_bags_are_the_same_sums():
+    rng = np.random.default_rng(0)
+    grid = Grid((30, 30), mpp=0.5)
+    bags = Bags.from_disks(grid, rng.uniform(0, 480, (5, 2)), rng.uniform(20, 60, 5))
+    values = rng.random(grid.size)
+    index, weight = bags.padded()
+    np.testing.assert_allclose((weight * values[index]).sum(1), bags.weights @ values, rtol=1e-6)

@@ -1,0 +1,289 @@
+"""The feature map: where it lies, that it resumes, and that nothing is half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from spatialdata import SpatialData, get_extent, read_zarr
+from spatialdata.models import Image2DModel, Labels2DModel
+from spatialdata.transformations import Affine, Identity, get_transformation
+
+from sphistex.settings import settings
+from sphistex.tl.features import superpixel_features
+
+RNG = np.random.default_rng(0)
+ROTATED = Affine([[0, -2.0, 10], [2.0, 0, 20], [0, 0, 1]], ("x", "y"), ("x", "y"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path) -> Iterator[None]:
+    before = settings.cache_dir, settings.progress
+    settings.cache_dir, settings.progress = tmp_path / "cache", False
+    yield
+    settings.cache_dir, settings.progress = before
+
+
+class MeanColour:
+    """Tokens are the mean colours of the patches; counts its calls."""
+
+    name, revision = "mean_colour", "1"
+    tile_size, halo_px, patch_size = 512, 0, 16
+
+    def __init__(self) -> None:
+        self.calls = -1  # one of them only asks for the dimension
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        n, height, width, _ = tiles.shape
+        return tiles.reshape(n, height // 16, 16, width // 16, 16, 3).mean((2, 4))
+
+
+def section(colours: np.ndarray, path: Path | None = None) -> SpatialData:
+    """One colour (3, rows, columns) per superpixel, at 0.5 µm per pixel."""
+    image = Image2DModel.parse(
+        colours.repeat(16, 1).repeat(16, 2),
+        dims=("c", "y", "x"),
+        transformations={"global": Identity(), "rotated": ROTATED},
+        chunks=(3, 256, 256),
+    )
+    sdata = SpatialData(images={"he": image})
+    if path is not None:
+        sdata.write(path)
+        sdata = read_zarr(path)
+    return sdata
+
+
+@pytest.fixture(scope="module")
+def colours() -> np.ndarray:
+    return RNG.integers(1, 256, (3, 100, 70), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("backed", [True, False])
+def test_the_map_is_the_image_on_the_grid(tmp_path: Path, colours: np.ndarray, backed: bool) -> None:
+    sdata = section(colours, tmp_path / "s.zarr" if backed else None)
+    superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5, key_added="map")
+    element = sdata.images["map"]
+    assert element.dtype == np.float16
+    assert element.data.chunks == ((3,), (64, 36), (64, 6)), "lazy, in chunks of all channels"
+    np.testing.assert_array_equal(element, colours)
+    assert get_extent(element, "rotated") == get_extent(sdata.images["he"], "rotated")
+    assert set(get_transformation(element, get_all=True)) == {"global", "rotated"}
+    if backed:
+        again = read_zarr(tmp_path / "s.zarr")
+        np.testing.assert_array_equal(again.images["map"], colours)
+        assert again.attrs["sphistex"]["map"] == sdata.attrs["sphistex"]["map"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["s.zarr"], "nothing is left beside the store"
+        assert sdata.is_self_contained()
+
+
+def test_the_parameters_are_recorded(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata = section(colours)
+    superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5, halo_px=16)
+    params = sdata.attrs["sphistex"]["superpixel_features"]
+    expected = {"encoder": "mean_colour", "revision": "1", "dim": 3, "mpp": 0.5, "pitch_um": 8.0, "image_key": "he", "halo_px": 16}
+    assert params.items() >= expected.items()
+
+
+def test_outside_the_tissue_is_zero(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata = section(colours)
+    mask = RNG.random((100, 70)) < 0.3
+    sdata.labels["mask"] = Labels2DModel.parse(mask.astype(np.uint8), dims=("y", "x"))
+    superpixel_features(sdata, encoder=MeanColour(), labels_key="mask", mpp=0.5)
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], np.where(mask, colours, 0))
+
+
+def test_the_tissue_mask_is_made_when_there_is_none(tmp_path: Path) -> None:
+    picture = np.full((3, 800, 800), 240, np.uint8)
+    picture[:, 200:600, 200:600] = RNG.integers(60, 200, (3, 400, 400), dtype=np.uint8)
+    sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"))})
+    superpixel_features(sdata, encoder=MeanColour(), mpp=0.5)
+    described = np.asarray(sdata.images["superpixel_features"]).any(axis=0)
+    np.testing.assert_array_equal(described, np.asarray(sdata.labels["tissue"]) > 0)
+    assert described[25, 25]
+    assert not described[2, 2]
+
+
+def test_the_same_call_again_keeps_the_map_and_another_one_asks(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata, encoder = section(colours, tmp_path / "s.zarr"), MeanColour()
+    arguments = {"encoder": encoder, "labels_key": None, "mpp": 0.5}
+    superpixel_features(sdata, **arguments)
+    first = encoder.calls
+    superpixel_features(sdata, **arguments)
+    superpixel_features(read_zarr(tmp_path / "s.zarr"), **arguments)
+    sdata.write(tmp_path / "copy.zarr", update_sdata_path=False)
+    superpixel_features(read_zarr(tmp_path / "copy.zarr"), **arguments)
+    assert encoder.calls == first + 3, "three calls to learn the dimension, none on the image"
+    with pytest.raises(ValueError, match="'superpixel_features'.*overwrite=True"):
+        superpixel_features(sdata, **arguments, halo_px=32)
+    superpixel_features(sdata, **arguments, halo_px=32, overwrite=True)
+    assert read_zarr(tmp_path / "s.zarr").attrs["sphistex"]["superpixel_features"]["halo_px"] == 32
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
+
+
+def test_another_image_of_the_same_size_is_noticed(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata = section(colours)
+    superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+    sdata.images["he"] = section(255 - colours).images["he"]
+    with pytest.raises(ValueError, match="overwrite=True"):
+        superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+
+
+def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata = section(colours, tmp_path / "s.zarr")
+    sdata.labels["mask"] = Labels2DModel.parse(np.ones((9, 9), np.uint8), dims=("y", "x"))
+
+    def refused(error: type[Exception], match: str, **arguments: object) -> None:
+        with pytest.raises(error, match=match):
+            superpixel_features(sdata, **({"encoder": MeanColour(), "labels_key": None, "mpp": 0.5} | arguments))
+
+    refused(ValueError, "mpp=", mpp=None)
+    refused(ValueError, "mpp=-1", mpp=-1)
+    refused(KeyError, "image_key='nothing'", image_key="nothing")
+    refused(ValueError, r"labels_key='mask' has shape \(9, 9\).*\(100, 70\)", labels_key="mask")
+    refused(ValueError, "key_added='he'.*overwrite=True", key_added="he")
+    refused(ValueError, "key_added='mask'.*sdata.labels", key_added="mask", overwrite=True)
+    refused(ValueError, "halo_px=600", halo_px=600)
+    refused(ValueError, "batch_size=0", batch_size=0)
+    refused(ValueError, "encoder='nonsense'", encoder="nonsense")
+    refused(TypeError, "encoder=7", encoder=7)
+    assert set(sdata.images) == set(read_zarr(tmp_path / "s.zarr").images) == {"he"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.zarr"]
+
+
+def test_a_coarse_image_is_enlarged_with_a_warning() -> None:
+    sdata = SpatialData(images={"he": Image2DModel.parse(RNG.integers(0, 255, (3, 60, 40), dtype=np.uint8), dims=("c", "y", "x"))})
+    with pytest.warns(UserWarning, match="'he' has 2 µm per pixel and is enlarged 4×"):
+        superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=2.0)
+    assert sdata.images["superpixel_features"].shape == (3, 15, 10)
+
+
+class Noise(MeanColour):
+    """Dull at first, then tokens that need room on the disk."""
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        tokens = super().__call__(tiles).repeat(20, axis=-1)
+        return tokens if self.calls < 3 else tokens + RNG.normal(size=tokens.shape)
+
+    name, tile_size = "noise", 1024
+
+
+def test_a_full_disk_leaves_the_store_readable_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    sdata = section(np.full((3, 192, 128), 100, np.uint8), tmp_path / "s.zarr")
+    encoder = Noise()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="feature map could not be written.*goes on where it stopped"):
+            superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert set(sdata.images) == set(read_zarr(tmp_path / "s.zarr").images) == {"he"}
+    again = Noise()
+    superpixel_features(sdata, encoder=again, labels_key=None, mpp=0.5)
+    assert again.calls == 6 - 2, "of six chunks, the two that were written are not done again"
+    assert np.asarray(read_zarr(tmp_path / "s.zarr").images["superpixel_features"]).all()
+
+
+INTERRUPTED = textwrap.dedent("""
+    import sys, time, warnings
+    warnings.simplefilter("ignore")
+    import numpy as np
+    from spatialdata import read_zarr
+    from sphistex.tl.features import superpixel_features
+
+    class Slow:
+        name, revision, tile_size, halo_px = "slow", "1", 1024, 0
+        calls = -1
+        def __call__(self, tiles):
+            self.calls += 1
+            if self.calls:
+                print("call", flush=True)
+            time.sleep(0.3 if self.calls else 0)
+            return tiles.reshape(len(tiles), 64, 16, 64, 16, 3).mean((2, 4))
+
+    superpixel_features(read_zarr(sys.argv[1]), encoder=Slow(), labels_key=None, mpp=0.5)
+""")
+
+
+def test_killed_in_the_middle_the_next_run_does_nothing_twice(tmp_path: Path) -> None:
+    colours = RNG.integers(1, 256, (3, 192, 192), dtype=np.uint8)  # nine chunks
+    path = tmp_path / "s.zarr"
+    section(colours, path)
+    command = [sys.executable, "-c", INTERRUPTED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for _ in range(5):
+            assert process.stdout.readline() == "call\n"
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+    (work,) = (entry for entry in tmp_path.iterdir() if entry.name.startswith(".s.zarr.images-superpixel_features-"))
+    done = (work / "done.txt").read_text().splitlines()
+    assert 3 <= len(done) <= 5
+    assert set(read_zarr(path).images) == {"he"}
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert run.stdout.count("call") == 9 - len(done)
+    np.testing.assert_array_equal(read_zarr(path).images["superpixel_features"], colours)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["s.zarr"]
+
+
+def test_killed_between_the_map_and_its_record_the_next_run_only_records(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata, encoder = section(colours, tmp_path / "s.zarr"), MeanColour()
+    superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    params = sdata.attrs["sphistex"].pop("superpixel_features")
+    sdata.write_attrs()
+    again = read_zarr(tmp_path / "s.zarr")
+    assert "superpixel_features" not in again.attrs["sphistex"]
+    before = encoder.calls
+    superpixel_features(again, encoder=encoder, labels_key=None, mpp=0.5)
+    assert encoder.calls == before + 1, "the call to learn the dimension"
+    assert read_zarr(tmp_path / "s.zarr").attrs["sphistex"]["superpixel_features"] == params
+
+
+def test_chunks_are_files_of_their_own(tmp_path: Path, colours: np.ndarray) -> None:
+    superpixel_features(section(colours, tmp_path / "s.zarr"), encoder=MeanColour(), labels_key=None, mpp=0.5)
+    (_, array), *others = zarr.open_group(tmp_path / "s.zarr/images/superpixel_features", mode="r").arrays()
+    assert not others, "a single scale"
+    assert array.chunks == (3, 64, 64)
+    assert array.shards is None
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import resource, sys
+        import dask.array as da
+        import numpy as np
+        from spatialdata import SpatialData
+        from spatialdata.models import Image2DModel
+        from sphistex.settings import settings
+        from sphistex.tl.features import superpixel_features
+
+        settings.cache_dir, side = sys.argv[1], int(sys.argv[2])
+        image = da.random.default_rng(0).integers(0, 255, (3, side, side), dtype=np.uint8, chunks=(3, 1024, 1024))
+        sdata = SpatialData(images={"he": Image2DModel.parse(image, dims=("c", "y", "x"))})
+
+        def encode(tiles):
+            return tiles.reshape(len(tiles), 64, 16, 64, 16, 3).mean((2, 4)).repeat(50, axis=-1)
+
+        encode.tile_size, encode.halo_px = 1024, 0
+        superpixel_features(sdata, encoder=encode, labels_key=None, mpp=0.5)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """)
+    peaks = []
+    for side in (4096, 16384):
+        command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), str(side)]
+        peaks.append(int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    assert peaks[1] < 1.15 * peaks[0]
