@@ -21,7 +21,9 @@ lint: install-test install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# Pages of functions that are gone would be left over.
 docs: install-doc
+	rm -rf docs/generated
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 clean:
@@ -34,6 +36,7 @@ install-doc: $(VENV)/.installed-doc
 
 # The stamps are written last: an installation that was cut short is done again. pip knows --group from 25.1 on.
 $(VENV)/.installed: pyproject.toml
+	@echo "Installing into $(VENV): some minutes, and about 7 GB with PyTorch's GPU libraries ..."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --upgrade "pip>=25.1"
 	$(INSTALL) --editable .

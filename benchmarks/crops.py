@@ -45,7 +45,9 @@ def load(name: str) -> Crop:
     adata = ad.read_h5ad(DATA / bins)
     shape = (int(adata.obs["array_row"].max()) + 1, int(adata.obs["array_col"].max()) + 1)
     Image.MAX_IMAGE_PIXELS = None
-    return Crop(name, Grid(shape, mpp), sparse.csr_matrix(adata.X), adata.var_names, np.asarray(Image.open(DATA / image)))
+    return Crop(
+        name, Grid(shape, mpp), sparse.csr_matrix(adata.X), adata.var_names, np.asarray(Image.open(DATA / image))
+    )
 
 
 def hexagonal_spots(grid: Grid, pitch_um: float = 100.0, diameter_um: float = 55.0) -> np.ndarray:
@@ -53,7 +55,9 @@ def hexagonal_spots(grid: Grid, pitch_um: float = 100.0, diameter_um: float = 55
     height, width = (size * grid.pitch_um for size in grid.shape)
     rows = np.arange(diameter_um / 2, height - diameter_um / 2, pitch_um * np.sqrt(3) / 2)
     centres = [
-        (x, y) for i, y in enumerate(rows) for x in np.arange(diameter_um / 2 + (i % 2) * pitch_um / 2, width - diameter_um / 2, pitch_um)
+        (x, y)
+        for i, y in enumerate(rows)
+        for x in np.arange(diameter_um / 2 + (i % 2) * pitch_um / 2, width - diameter_um / 2, pitch_um)
     ]
     return np.array(centres)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import version as installed_version
+from itertools import dropwhile
 
 from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
@@ -75,19 +76,18 @@ html_theme_options = {
 }
 
 
-def _public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:
-    """Find an object of ours by the name it is documented under, whatever file it is defined in."""
-    *folders, name = node.get("reftarget", "").split(".")
-    if folders[:1] != ["sphistex"]:
+def _public_class(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: Element) -> Element | None:
+    """Find a class of ours, or a member of one, by the name it is documented under, whatever file defines it."""
+    package, *parts = node.get("reftarget", "").split(".")
+    inner = ".".join(dropwhile(str.islower, parts))
+    if package != "sphistex" or not inner:
         return None
-    objects = env.domains.python_domain.objects
-    for depth in range(len(folders), 0, -1):
-        public = ".".join([*folders[:depth], name])
-        if entry := objects.get(public):
-            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, public)
+    for name, entry in env.domains.python_domain.objects.items():
+        if name.endswith(f".{inner}"):
+            return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
     return None
 
 
 def setup(app: Sphinx) -> None:
     """Register the hook."""
-    app.connect("missing-reference", _public_name)
+    app.connect("missing-reference", _public_class)

@@ -19,7 +19,16 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 """
-_SPATIALDATA_STACK = {"spatialdata", "spatialdata_io", "spatialdata_plot", "squidpy", "scanpy"}
+_SPATIALDATA_STACK = {
+    "spatialdata",
+    "spatialdata_io",
+    "spatialdata_plot",
+    "squidpy",
+    "scanpy",
+    "anndata",
+    "geopandas",
+    "xarray",
+}
 _TIMED_IMPORT = """
 import sys, time
 start = time.perf_counter()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ELEMENTS)
-def test_every_kind_of_element_is_in_memory_and_on_disk(store: Path, kind: str) -> None:
+def test_every_kind_of_element_is_in_memory_and_on_disk(store: Path, kind: Any) -> None:
     sdata = read_zarr(store)
     add_element(sdata, kind, "new", ELEMENTS[kind]())
     assert "new" in getattr(sdata, kind)

@@ -49,7 +49,8 @@ def lattice_of(xy_px: ArrayLike) -> Lattice:
     if len(xy) < 2:
         raise ValueError(f"the pitch of {len(xy)} spots is undefined; pass mpp=, the microns per image pixel")
     tree = cKDTree(xy)
-    pitch = float(np.quantile(tree.query(xy, k=2)[0][:, 1], 0.25))  # where most are missing, few have a neighbour
+    # The lowest quarter, because few spots have a lattice neighbour where most are missing.
+    pitch = float(np.quantile(tree.query(xy, k=2)[0][:, 1], 0.25))
     if pitch == 0:
         raise ValueError("many spots lie on top of each other; check the spot centres")
     for _ in range(4):  # the nearest neighbour of a spot that sits a little off is too near: take all neighbours
@@ -83,7 +84,8 @@ def scale_from_lattice(lattice: Lattice, *, mpp: float | None, spot_pitch_um: fl
     Raises
     ------
     ValueError
-        If there is no lattice or its pitch is not known, and no ``mpp`` is given, or the two contradict each other by more than 20 %.
+        If there is no lattice or its pitch is not known, and no ``mpp`` is given; if ``mpp`` and the pitch contradict
+        each other by more than 20 %.
     """
     for name, value in (("mpp", mpp), ("spot_pitch_um", spot_pitch_um)):
         if value is not None and not (np.isfinite(value) and value > 0):
@@ -92,8 +94,8 @@ def scale_from_lattice(lattice: Lattice, *, mpp: float | None, spot_pitch_um: fl
     if pitch_um is None or lattice.kind == "irregular":
         if mpp is None:
             raise ValueError(
-                f"the spots lie on {_ARTICLE[lattice.kind]} lattice (neighbours {lattice.pitch_px:.4g} px apart), so that "
-                f"the scale of the image is not known: pass {_REMEDY[lattice.kind]}"
+                f"the spots lie on {_ARTICLE[lattice.kind]} lattice (neighbours {lattice.pitch_px:.4g} px apart), so "
+                f"that the scale of the image is not known: pass {_REMEDY[lattice.kind]}"
             )
         return float(mpp)
     from_pitch = pitch_um / lattice.pitch_px
@@ -101,8 +103,8 @@ def scale_from_lattice(lattice: Lattice, *, mpp: float | None, spot_pitch_um: fl
         return from_pitch
     if abs(mpp / from_pitch - 1) > _MAX_CONTRADICTION:
         raise ValueError(
-            f"mpp={mpp:g} contradicts the spots: {lattice.pitch_px:.4g} px apart at a pitch of {pitch_um:g} µm they give "
-            f"{from_pitch:.4g} µm per pixel; correct mpp=, or pass spot_pitch_um= if the pitch is another one"
+            f"mpp={mpp:g} contradicts the spots: {lattice.pitch_px:.4g} px apart at a pitch of {pitch_um:g} µm they "
+            f"give {from_pitch:.4g} µm per pixel; correct mpp=, or pass spot_pitch_um= if the pitch is another one"
         )
     return float(mpp)
 

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData, get_pyramid_levels
-from spatialdata.transformations import get_transformation
 from spatialdata.transformations.transformations import BaseTransformation
 from xarray import DataArray
 
 from sphistex._checks import check_counts, check_rgb
+from sphistex._elements import (
+    INPUT_RECORD,
+    are_circles,
+    candidates,
+    choose_image,
+    choose_shapes,
+    choose_table,
+    none_of,
+    transforms_of,
+)
 from sphistex._scale import VISIUM_DIAMETER_UM, VISIUM_PITCH_UM, lattice_of, scale_from_lattice
 from sphistex.grid import Grid
 
 logger = logging.getLogger("sphistex")
-
-# Key of `sdata.attrs["sphistex"]` under which `sphistex.io` notes {shapes_key: {"pitch_um": ..., "diameter_um": ...}}.
-INPUT_RECORD = "input"
 
 _COARSE_MPP = 1.0
 # A transformation may stretch one axis by this much more than the other before it counts as shearing.
@@ -32,8 +37,6 @@ _MAX_ANISOTROPY = 0.01
 _MAX_DISAGREEMENT_PX = 1.0
 # Between these (µm), the diameter of a Visium spot is the theoretical 65 µm of Space Ranger.
 _THEORETICAL_DIAMETER_UM = (60.0, 70.0)
-_SPACE_RANGER_IMAGE = re.compile(r"(?P<id>.*?)_?(?P<size>full|hires|lowres)_image")
-_SPACE_RANGER_SIZES = ("full", "hires", "lowres")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def resolve_section(
         mpp=mpp,
         spot_pitch_um=spot_pitch_um,
     )
-    table_key = _choose_table(sdata, table_key, spots.shapes_key)
+    table_key = choose_table(sdata, table_key, spots.shapes_key)
     table, rows = _rows_of_shapes(sdata, table_key, spots.shapes_key)
     check_counts(table, table_key, strict=strict)
     _check_inside(spots, rows)
@@ -168,16 +171,16 @@ def resolve_image(
     ValueError
         If there is no image, several and none named, or one that is not 8-bit RGB(A).
     """
-    image_key = _choose_image(sdata, image_key, among=None)
+    image_key = choose_image(sdata, image_key, among=None)
     image = check_rgb(_full_resolution(sdata.images[image_key]), image_key)
     if image.chunks is None:
         image = image.chunk()
-    return image_key, image, _transforms(sdata.images[image_key])
+    return image_key, image, transforms_of(sdata.images[image_key])
 
 
 def has_spots(sdata: SpatialData) -> bool:
     """Whether there are circles that could be spots."""
-    return any(_are_circles(sdata.shapes[name]) for name in _candidates(sdata, "shapes"))
+    return any(are_circles(sdata.shapes[name]) for name in candidates(sdata, "shapes"))
 
 
 def resolve_spots(
@@ -191,11 +194,13 @@ def resolve_spots(
     spot_pitch_um: float | None = None,
 ) -> Spots:
     """Find image and spots and the scale between them; parameters and errors as in :func:`resolve_section`."""
-    if image_key is None and not _candidates(sdata, "images"):
-        raise ValueError(_none_of("image", sdata))
-    shapes_key = _choose_shapes(sdata, shapes_key, table_key)
+    if image_key is None and not candidates(sdata, "images"):
+        raise ValueError(none_of("image", sdata))
+    shapes_key = choose_shapes(sdata, shapes_key, table_key)
     circles = sdata.shapes[shapes_key]
-    image_key = _choose_image(sdata, image_key, among=set(_transforms(circles)))
+    image_key = choose_image(
+        sdata, image_key, among={coordinate_system} if coordinate_system else set(transforms_of(circles))
+    )
     image_key, image, transforms = resolve_image(sdata, image_key=image_key)
     system, to_image = _to_image(circles, f"spots {shapes_key!r}", image, image_key, transforms, coordinate_system)
     xy_px = np.column_stack([circles.geometry.x, circles.geometry.y]) @ to_image[:2, :2].T + to_image[:2, 2]
@@ -222,7 +227,7 @@ def _to_image(
     named: str | None,
 ) -> tuple[str, NDArray[np.float64]]:
     """Coordinate system used, and affine from the element to image pixels; any system will do if all agree."""
-    systems = _transforms(element)
+    systems = transforms_of(element)
     to_image = {
         name: np.linalg.inv(_affine(image_systems[name])) @ _affine(systems[name])
         for name in systems
@@ -252,10 +257,6 @@ def _to_image(
             "and scale evenly"
         )
     return first, to_image[first]
-
-
-def _transforms(element: Any) -> dict[str, BaseTransformation]:
-    return dict(get_transformation(element, get_all=True))
 
 
 def _affine(transformation: BaseTransformation) -> NDArray[np.float64]:
@@ -324,10 +325,10 @@ def _visium_radius(radius_px: NDArray[np.float64], pitch_px: float, shapes_key: 
 
 def _finer_image(sdata: SpatialData, image_key: str) -> str | None:
     """The image that shows the same at a clearly finer resolution, if there is one."""
-    own = _transforms(sdata.images[image_key])
+    own = transforms_of(sdata.images[image_key])
     finest, best = None, 0.8
-    for other in _candidates(sdata, "images"):
-        systems = _transforms(sdata.images[other])
+    for other in candidates(sdata, "images"):
+        systems = transforms_of(sdata.images[other])
         for name in own.keys() & systems.keys() if other != image_key else ():
             ratio = _pixel_size(systems[name]) / _pixel_size(own[name])
             if ratio < best and _full_resolution(sdata.images[other]).sizes["c"] in (3, 4):
@@ -339,106 +340,7 @@ def _pixel_size(transformation: BaseTransformation) -> float:
     return float(np.sqrt(abs(np.linalg.det(_affine(transformation)[:2, :2]))))
 
 
-# --------------------------------------------------------------------------------------- which element
-
-
-def _candidates(sdata: SpatialData, kind: Literal["images", "shapes", "tables"]) -> list[str]:
-    """Elements of a kind that were not made by sphistex itself."""
-    made = set(sdata.attrs.get("sphistex", {})) - {INPUT_RECORD}
-    return [name for name in getattr(sdata, kind) if name not in made]
-
-
-def _none_of(what: str, sdata: SpatialData) -> str:
-    elements = {kind: list(getattr(sdata, kind)) for kind in ("images", "shapes", "tables")}
-    return f"the SpatialData has no {what}; it holds {elements}. `sphistex.io.from_spots` makes one from plain parts"
-
-
-def _named(sdata: SpatialData, kind: str, argument: str, name: str) -> str:
-    if name not in getattr(sdata, kind):
-        raise KeyError(f"{argument}={name!r} is not in sdata.{kind}: {list(getattr(sdata, kind))}")
-    return name
-
-
-def _only(names: list[str], what: str, argument: str) -> str:
-    if len(names) > 1:
-        raise ValueError(f"the SpatialData has several {what}: {names}; choose one with {argument}=")
-    return names[0]
-
-
-def _choose_image(sdata: SpatialData, named: str | None, *, among: set[str] | None) -> str:
-    """The named image, or the only one in the coordinate systems ``among``, or the finest of Space Ranger's."""
-    if named is not None:
-        return _named(sdata, "images", "image_key", named)
-    names = _candidates(sdata, "images")
-    if not names:
-        raise ValueError(_none_of("image", sdata))
-    if among is not None:
-        names = [name for name in names if among & _transforms(sdata.images[name]).keys()] or names
-    if len(names) == 1:
-        return names[0]
-    sizes = {match["size"]: name for name in names if (match := _SPACE_RANGER_IMAGE.fullmatch(name))}
-    ids = {match["id"] for name in names if (match := _SPACE_RANGER_IMAGE.fullmatch(name))}
-    if len(ids) != 1 or len(sizes) != len(names):
-        return _only(names, "images", "image_key")
-    chosen = next(sizes[size] for size in _SPACE_RANGER_SIZES if size in sizes)
-    logger.info("of the images %s, %r is used: the finest one", names, chosen)
-    return chosen
-
-
-def _choose_shapes(sdata: SpatialData, named: str | None, table_key: str | None) -> str:
-    """The named shapes, or the only circles, preferably those that a table (``table_key``, if named) annotates."""
-    if named is not None:
-        _named(sdata, "shapes", "shapes_key", named)
-        _check_circles(sdata, named)
-        return named
-    names = _candidates(sdata, "shapes")
-    if not names:
-        raise ValueError(_none_of("shapes (spots)", sdata))
-    circles = [name for name in names if _are_circles(sdata.shapes[name])]
-    if not circles:
-        _check_circles(sdata, names[0])
-    tables = _candidates(sdata, "tables") if table_key is None else [_named(sdata, "tables", "table_key", table_key)]
-    annotated = [name for name in circles if any(name in _regions(sdata.tables[table]) for table in tables)]
-    return _only(annotated or circles, "shapes", "shapes_key")
-
-
-def _are_circles(shapes: Any) -> bool:
-    return "radius" in shapes.columns and bool((shapes.geometry.geom_type == "Point").all())
-
-
-def _check_circles(sdata: SpatialData, name: str) -> None:
-    if not _are_circles(sdata.shapes[name]):
-        kinds = sorted(sdata.shapes[name].geometry.geom_type.unique())
-        raise ValueError(
-            f"shapes {name!r} are {kinds}, but spots must be circles (points with a radius). Visium HD bins are "
-            "already finer than a superpixel or as fine, and need no super-resolution"
-        )
-    if not len(sdata.shapes[name]):
-        raise ValueError(f"shapes {name!r} are empty; there are no spots to learn from")
-    if not sdata.shapes[name].index.is_unique:
-        raise ValueError(f"shapes {name!r} have duplicated index values, so that table rows cannot be matched to them")
-
-
-def _regions(table: AnnData) -> list[str]:
-    region = table.uns.get("spatialdata_attrs", {}).get("region", [])
-    return [region] if isinstance(region, str) else [str(name) for name in region]
-
-
-def _choose_table(sdata: SpatialData, named: str | None, shapes_key: str) -> str:
-    """The named table, or the only one that annotates the shapes."""
-    if named is not None:
-        _named(sdata, "tables", "table_key", named)
-    names = [named] if named is not None else _candidates(sdata, "tables")
-    if not names:
-        raise ValueError(_none_of("table of counts", sdata))
-    annotating = [name for name in names if shapes_key in _regions(sdata.tables[name])]
-    if not annotating:
-        found = {name: _regions(sdata.tables[name]) for name in names}
-        raise ValueError(
-            f"no table annotates the shapes {shapes_key!r}: {found} are the regions of the tables; "
-            "link them with `sdata.set_table_annotates_spatialelement(...)`, or choose with table_key= and shapes_key="
-        )
-    return _only(annotating, f"tables that annotate {shapes_key!r}", "table_key")
+# ------------------------------------------------------------------------------------------- table rows
 
 
 def _rows_of_shapes(sdata: SpatialData, table_key: str, shapes_key: str) -> tuple[AnnData, NDArray[np.intp]]:
@@ -448,9 +350,10 @@ def _rows_of_shapes(sdata: SpatialData, table_key: str, shapes_key: str) -> tupl
     own = (table.obs[attrs["region_key"]] == shapes_key).to_numpy()
     place = circles.get_indexer(table.obs[attrs["instance_key"]])
     if (place[own] == -1).all():
+        key, held = attrs["instance_key"], table.obs[attrs["instance_key"]]
         raise ValueError(
-            f"no row of the table {table_key!r} annotates the shapes {shapes_key!r}: its column "
-            f"{attrs['instance_key']!r} holds {_head(table.obs[attrs['instance_key']])}, the shapes' index {_head(circles)}"
+            f"no row of the table {table_key!r} annotates the shapes {shapes_key!r}: its column {key!r} holds "
+            f"{_head(held)}, the shapes' index {_head(circles)}"
         )
     used = own & (place >= 0)
     if (lost := int(own.sum() - used.sum())) > 0:

@@ -1,4 +1,4 @@
-"""Adding elements to a SpatialData object: in memory and, where it is backed, on disk without a moment of inconsistency.
+"""Adding elements to a SpatialData object in memory and, where it is backed, on disk, whole or not at all.
 
 A new element is written in full into a temporary store beside the user's and then renamed into place, so that an
 interruption at any time leaves a store that can be read, with the old element until the new one is complete.
@@ -74,7 +74,9 @@ def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) ->
     """Raise a ValueError if ``name`` cannot be added as an element of that kind."""
     kinds = [other for other in ("images", "labels", "points", "shapes", "tables") if name in getattr(sdata, other)]
     if any(other != kind for other in kinds):
-        raise ValueError(f"key_added={name!r} is already the name of an element in sdata.{kinds[0]}; choose another one")
+        raise ValueError(
+            f"key_added={name!r} is already the name of an element in sdata.{kinds[0]}; choose another one"
+        )
     if overwrite:
         return
     if kinds:

@@ -32,7 +32,9 @@ def encoder(function, tile_size: int, halo_px: int = 0) -> CallableEncoder:
     return CallableEncoder(encode)
 
 
-def feature_map(image: np.ndarray, mpp: float, tiling: Tiling, chunk: int, tissue: np.ndarray | None = None) -> np.ndarray:
+def feature_map(
+    image: np.ndarray, mpp: float, tiling: Tiling, chunk: int, tissue: np.ndarray | None = None
+) -> np.ndarray:
     grid = Grid.over_image(image.shape[1:], mpp)
     tissue = np.ones(grid.shape, bool) if tissue is None else tissue
     out = np.full((tiling.encoder.dim, *grid.shape), np.nan)
@@ -103,7 +105,9 @@ def test_batches_hold_at_most_that_many_tiles() -> None:
         sizes.append(len(tiles))
         return mean_colour(tiles)
 
-    feature_map(RNG.integers(0, 256, (3, 640, 640), dtype=np.uint8), 0.5, Tiling.of(encoder(counting, 160), batch_size=3), 40)
+    feature_map(
+        RNG.integers(0, 256, (3, 640, 640), dtype=np.uint8), 0.5, Tiling.of(encoder(counting, 160), batch_size=3), 40
+    )
     assert sizes[1:] == [3, 3, 3, 3, 3, 1]
 
 
@@ -126,7 +130,9 @@ def test_a_window_reads_only_what_it_needs() -> None:
         read.append(block_info[None]["chunk-location"][1:])
         return np.zeros((3, 100, 100), np.uint8)
 
-    image = da.map_blocks(chunk, chunks=((3,), (100,) * 10, (100,) * 10), dtype=np.uint8, meta=np.zeros((0, 0, 0), np.uint8))
+    image = da.map_blocks(
+        chunk, chunks=((3,), (100,) * 10, (100,) * 10), dtype=np.uint8, meta=np.zeros((0, 0, 0), np.uint8)
+    )
     assert read_window(image, 0.5, (820, 820), (150, 150)).shape == (150, 150, 3)
     assert sorted(read) == [(4, 4)]
 

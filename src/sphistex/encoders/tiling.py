@@ -76,7 +76,9 @@ class Tiling:
         halo_px = encoder.halo_px if halo_px is None else halo_px
         halo = -(-halo_px // encoder.patch_size)
         if halo_px < 0 or 2 * halo * encoder.patch_size >= encoder.tile_size:
-            raise ValueError(f"halo_px={halo_px} must be at least 0 and less than half a tile of {encoder.tile_size} px")
+            raise ValueError(
+                f"halo_px={halo_px} must be at least 0 and less than half a tile of {encoder.tile_size} px"
+            )
         if batch_size is None:
             device = getattr(getattr(encoder, "device", None), "type", "cpu")
             batch_size = max(1, _BATCH_PX.get(device, 2**20) // encoder.tile_size**2)
@@ -85,7 +87,7 @@ class Tiling:
         return cls(encoder, halo, batch_size)
 
     def block(self, rows: slice, columns: slice, tissue: NDArray[np.bool_]) -> Block:
-        """Tiles that cover a rectangle of superpixels; those without ``tissue`` (all rows, all columns) are left out."""
+        """Tiles that cover a rectangle of superpixels, without those that have no ``tissue`` (a mask of the grid)."""
         spans = [self._spans(part.start, part.stop) for part in (rows, columns)]
         tiles = tuple((y, x) for y, x in product(*spans) if tissue[y.start : y.stop, x.start : x.stop].any())
         if not tiles:
@@ -118,7 +120,9 @@ class Tiling:
             for (y, x), found in zip(batch, np.clip(encoded, -limit, limit), strict=True):
                 place = np.s_[y.start - block.rows.start : y.stop - block.rows.start]
                 across = np.s_[x.start - block.columns.start : x.stop - block.columns.start]
-                tokens[place, across] = found[y.start - y.first : y.stop - y.first, x.start - x.first : x.stop - x.first]
+                tokens[place, across] = found[
+                    y.start - y.first : y.stop - y.first, x.start - x.first : x.stop - x.first
+                ]
         tokens[~tissue[block.rows, block.columns]] = 0
         return tokens.transpose(2, 0, 1)
 
@@ -130,13 +134,13 @@ class Tiling:
         return [Span(first, last, first - (side - (last - first)) // 2) for first, last in pairwise(edges)]
 
     def _cut(self, picture: NDArray[np.uint8], block: Block, tile: tuple[Span, Span]) -> NDArray[np.uint8]:
-        top, left = ((span.first - first) * self.encoder.patch_size for span, first in zip(tile, block.window, strict=False))
+        top, left = (
+            (span.first - first) * self.encoder.patch_size for span, first in zip(tile, block.window, strict=False)
+        )
         return picture[top : top + self.encoder.tile_size, left : left + self.encoder.tile_size]
 
 
-def read_window(
-    image: Any, scale: float, corner: tuple[float, float], shape: tuple[int, int]
-) -> NDArray[np.uint8]:
+def read_window(image: Any, scale: float, corner: tuple[float, float], shape: tuple[int, int]) -> NDArray[np.uint8]:
     """A rectangle of an image at another resolution; only the pixels it needs are read.
 
     Bicubic, with antialiasing where the image is shrunk (Pillow). Beyond its border the image is mirrored.

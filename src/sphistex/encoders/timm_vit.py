@@ -71,12 +71,12 @@ class TimmViT:
         self.device = resolve_device(device)
         options = {"num_classes": 0, "dynamic_img_size": True} | kwargs
         try:
-            self._net = timm.create_model(model_name, pretrained=weights is None, **options)
+            net: Any = timm.create_model(model_name, pretrained=weights is None, **options)
         except TypeError as error:  # what timm says when a model has no dynamic_img_size
             raise ValueError(f"encoder={self.name!r} is not a vision transformer of timm's: {error}") from error
         if weights is not None:
-            _load(self._net, Path(weights))
-        self._net = self._net.eval().to(self.device)
+            _load(net, Path(weights))
+        self._net = net.eval().to(self.device)
         self.patch_size = int(self._net.patch_embed.patch_size[0])
         self.mpp = SUPERPIXEL_UM / self.patch_size
         self.dim = int(self._net.num_features)
@@ -84,7 +84,8 @@ class TimmViT:
         self.revision = revision or (_pretrained_tag(self._net) if weights is None else sha256(Path(weights)))
         config = timm.data.resolve_model_data_config(self._net)
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1) for values in (mean or config["mean"], std or config["std"])
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (mean or config["mean"], std or config["std"])
         )
 
     def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -107,7 +108,9 @@ def uni(*, weights: str | Path | None = None, device: str = "auto") -> TimmViT:
     revision = None
     if weights is None:
         weights = cached_uni() or _download_uni()
-        revision = f"{UNI_HUB_ID}@{Path(weights).parent.name}"  # the hub's cache keeps files as snapshots/<commit>/<file>
+        revision = (
+            f"{UNI_HUB_ID}@{Path(weights).parent.name}"  # the hub's cache keeps files as snapshots/<commit>/<file>
+        )
     return TimmViT(
         UNI_ARCHITECTURE,
         name="uni",
@@ -154,7 +157,9 @@ def _download_uni() -> Path:
         get_hf_file_metadata(hf_hub_url(UNI_HUB_ID, UNI_FILE), timeout=5)
         return Path(hf_hub_download(UNI_HUB_ID, UNI_FILE))
     except Exception as error:
-        raise ConnectionError(f"{UNI_HUB_ID} could not be had with the token: {type(error).__name__}: {error}") from error
+        raise ConnectionError(
+            f"{UNI_HUB_ID} could not be had with the token: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _load(net: torch.nn.Module, path: Path) -> None:
@@ -173,8 +178,8 @@ def _load(net: torch.nn.Module, path: Path) -> None:
     unexpected = [key for key in unexpected if not key.startswith("head.")]
     if missing or unexpected:
         raise ValueError(
-            f"weights={str(path)!r} are not of this model: {len(missing)} parameters are missing (such as {missing[:3]}) "
-            f"and {len(unexpected)} unknown ({unexpected[:3]})"
+            f"weights={str(path)!r} are not of this model: {len(missing)} parameters are missing (such as "
+            f"{missing[:3]}) and {len(unexpected)} unknown ({unexpected[:3]})"
         )
 
 

@@ -12,8 +12,8 @@ from spatialdata.transformations import Identity
 from xarray import DataArray, DataTree
 
 from sphistex._checks import check_counts, check_rgb
+from sphistex._elements import INPUT_RECORD
 from sphistex._scale import lattice_of, scale_from_lattice
-from sphistex._section import INPUT_RECORD
 from sphistex.io.images import ImageLike, open_image
 
 # Smaller levels are added for viewing until a picture is no larger than this (pixels).

@@ -6,4 +6,14 @@ from sphistex.nn.histex import HISTEX
 from sphistex.nn.parameters import PRESETS, FitParameters, parameters
 from sphistex.nn.resolver import Spots, SuperResolver
 
-__all__ = ["BCA", "HISTEX", "PRESETS", "CrossAttention", "FeatureMap", "FitParameters", "Spots", "SuperResolver", "parameters"]
+__all__ = [
+    "BCA",
+    "HISTEX",
+    "PRESETS",
+    "CrossAttention",
+    "FeatureMap",
+    "FitParameters",
+    "Spots",
+    "SuperResolver",
+    "parameters",
+]

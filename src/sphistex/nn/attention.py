@@ -76,7 +76,7 @@ class BCA(nn.Module):
         spot_mask: Tensor | None = None,
         superpixel_mask: Tensor | None = None,
     ) -> Tensor:
-        """Fuse G (n_models or 1, n_bags, n2, d_spot) and H (…, n_bags, n1, d_superpixel) → (n_models, n_bags, n1, d)."""
+        """Fuse G (n_models or 1, n_bags, n2, d_spot) and H (..., n1, d_superpixel) → (n_models, n_bags, n1, d)."""
         z1 = self.spots_to_superpixels(spots, superpixels, superpixel_mask)
         z2 = self.superpixels_to_spots(superpixels, spots, spot_mask)
         z3 = self.fuse(z2, z1, spot_mask)

@@ -1,4 +1,4 @@
-"""The HISTEX network: bidirectional cross-attention fuses spots and superpixels, a head gives expression per superpixel."""
+"""The HISTEX network: bidirectional cross-attention fuses spots and superpixels, a head reads expression from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sphistex.nn.attention import BCA
-from sphistex.nn.layers import FeedForward
+from sphistex.nn.layers import FeedForward, Linear
 
 
 class HISTEX(nn.Module):
@@ -25,6 +25,9 @@ class HISTEX(nn.Module):
         Dimension of the neighbouring spots' tokens G.
     n_genes
         Number of outputs.
+    embed
+        Width of a layer through which the features first go, after which H has this dimension; None takes them as
+        they are, as in the paper.
     d, heads
         Embedding dimension of the attention and its number of heads.
     hidden
@@ -44,6 +47,7 @@ class HISTEX(nn.Module):
         d_spots: int,
         n_genes: int,
         *,
+        embed: int | None = None,
         d: int = 512,
         heads: int = 8,
         layers: int = 2,
@@ -52,6 +56,10 @@ class HISTEX(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.embed = nn.Sequential()
+        if embed is not None:
+            self.embed = nn.Sequential(Linear(n_models, d_features, embed), nn.GELU(), nn.Dropout(dropout))
+            d_features = embed
         self.bca = nn.ModuleList(
             BCA(n_models, d_spots, d if i else d_features, d, heads, dropout) for i in range(layers)
         )
@@ -73,7 +81,7 @@ class HISTEX(nn.Module):
         spots
             G, (n_models or 1, n_bags, n2, d_spots).
         superpixels
-            H, (n_models or 1, n_bags, n1, d_features).
+            H, the embedded features, (n_models or 1, n_bags, n1, d_features).
         spot_mask, superpixel_mask
             (n_bags, n2) and (n_bags, n1), False at padding.
 
@@ -104,5 +112,9 @@ class HISTEX(nn.Module):
         spot_mask: Tensor | None = None,
         superpixel_mask: Tensor | None = None,
     ) -> Tensor:
-        """Expression before the link, (n_models, n_bags, n1, n_genes); arguments as in :meth:`attend`."""
+        """Expression before the link, (n_models, n_bags, n1, n_genes), from features not embedded yet.
+
+        Arguments as in :meth:`attend`.
+        """
+        superpixels = self.embed(superpixels)
         return self.read(self.attend(spots, superpixels, spot_mask, superpixel_mask), superpixels)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import KDTree
 
-# Enhanced positions that the two spots of an enhanced bag on a square lattice have gone into, at most.
-_MOST_HELD_OUT = 18
+# Enhanced positions that the four spots around a square have gone into: the most that any bag has to be spared.
+_MOST_HELD_OUT = 25
 
 
 @dataclass(frozen=True)

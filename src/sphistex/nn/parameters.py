@@ -21,6 +21,8 @@ class FitParameters:
     objective
         ``"poisson"``: likelihood of the spots' counts, log link; ``"squares"``: the paper's squared error of scaled
         means.
+    embed
+        Width to which the features are reduced first; None takes them as they are.
     layers, d, heads
         Bidirectional cross-attention; 0 layers leave the neighbouring spots out.
     hidden, linear_head, dropout
@@ -47,7 +49,8 @@ class FitParameters:
     n_models: int = 3
     average: Literal["mean", "median"] = "mean"
     objective: Literal["poisson", "squares"] = "poisson"
-    layers: int = 0
+    embed: int | None = None
+    layers: int = 2
     d: int = 64
     heads: int = 8
     hidden: tuple[int, ...] = (256,)

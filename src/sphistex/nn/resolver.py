@@ -257,45 +257,46 @@ class SuperResolver:
         return SmoothResiduals.fit(spots.xy_um, (spots.counts - predicted) / area[:, None], seed=seed)
 
     @torch.no_grad()
-    def _rates(
-        self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
-    ) -> NDArray[np.float32]:
+    def _rates(self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours) -> NDArray[np.float32]:
         """Counts per superpixel of a block by the networks alone."""
         rows, columns = (
             slice(s.start, min(s.stop, size)) for s, size in zip((rows, columns), features.mask.shape, strict=True)
         )
-        network, objective = self.module["network"], self.module["objective"]
         inside = features.mask[rows, columns]
         if self.parameters.layers:
             superpixels, attended = self._attend(features, rows, columns, neighbours)
         else:
-            superpixels = self.module["scaling"](torch.from_numpy(features.read(rows, columns)[inside]).to(self.device))
-            attended = superpixels[None, :, :0]
+            superpixels = self._embed(features.read(rows, columns)[inside])
+            attended = superpixels[..., :0]
         out = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
-        maps = objective.rate(network.read(attended, superpixels[None]))
+        maps = self.module["objective"].rate(self.module["network"].read(attended, superpixels))
         combined = maps.median(0).values if self.parameters.average == "median" else maps.mean(0)
         out[inside] = combined.float().cpu().numpy()
         return out
 
+    def _embed(self, vectors: NDArray[np.float32]) -> Tensor:
+        """Features (n, d_features) as the H that the network attends from, (n_models or 1, n, d)."""
+        return self.module["network"].embed(self.module["scaling"](torch.from_numpy(vectors).to(self.device))[None])
+
     def _attend(
         self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
     ) -> tuple[Tensor, Tensor]:
-        """Features (n, d_features) of a block's tissue, and what the attention made of them (n_models, n, d)."""
+        """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
         windows = Windows(self.window_um / self.pitch_um, _STRIDE)
         centres, members, weight = windows.over(rows, columns, features.mask)
         low = np.maximum((rows.start - 2 * windows.reach, columns.start - 2 * windows.reach), 0)
         high = np.minimum((rows.stop + 2 * windows.reach, columns.stop + 2 * windows.reach), features.mask.shape)
         field = features.read(slice(low[0], high[0]), slice(low[1], high[1]))
-        vectors = self.module["scaling"](torch.from_numpy(field).to(self.device)).flatten(0, 1)
+        superpixels = self._embed(field.reshape(-1, field.shape[-1]))
         place = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(members - low, -1, 0)), field.shape[:2]))
         place, blend = place.to(self.device), torch.from_numpy(weight).to(self.device)
-        total = torch.zeros(self.parameters.n_models, len(vectors), self.parameters.d, device=self.device)
-        share = torch.zeros(len(vectors), device=self.device)
+        total = torch.zeros(self.parameters.n_models, superpixels.shape[1], self.parameters.d, device=self.device)
+        share = torch.zeros(superpixels.shape[1], device=self.device)
         for part in torch.arange(len(centres)).split(_WINDOWS_AT_ONCE):
             tokens, token_mask = neighbours.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
             attended = self.module["network"].attend(
                 torch.from_numpy(tokens)[None].to(self.device),
-                vectors[place[part]][None],
+                superpixels[:, place[part]],
                 torch.from_numpy(token_mask).to(self.device),
                 blend[part] > 0,
             )
@@ -307,7 +308,7 @@ class SuperResolver:
             features.mask[rows, columns]
         )
         chosen = torch.from_numpy(np.flatnonzero(inside)).to(self.device)
-        return vectors[chosen], total[:, chosen] / share[chosen, None].clamp_min(1e-6)
+        return superpixels[:, chosen], total[:, chosen] / share[chosen, None].clamp_min(1e-6)
 
 
 class Standardise(nn.Module):
@@ -349,7 +350,9 @@ def _held_out(sources: sparse.csr_matrix, parameters: FitParameters, seed: int) 
     return torch.from_numpy(np.asarray((sources @ spots.T) > 0).T.copy())
 
 
-def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_counts: Tensor, areas: Tensor) -> nn.ModuleDict:
+def _build(
+    parameters: FitParameters, d_features: int, counts: Tensor, bag_counts: Tensor, areas: Tensor
+) -> nn.ModuleDict:
     """All parts with fitted numbers, before training."""
     profile = PROFILES[parameters.profile](counts)
     d_spots = profile(counts[:1]).shape[1] + (4 if parameters.profile == "components" else 0)
@@ -358,6 +361,7 @@ def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_count
         d_features,
         d_spots,
         counts.shape[1],
+        embed=parameters.embed,
         d=parameters.d,
         heads=parameters.heads,
         layers=parameters.layers,
@@ -385,5 +389,6 @@ def _provenance(log: TrainingLog, seed: int, device: torch.device | str) -> dict
         "train_loss": log.train,
         "validation_loss": log.validation,
         "best_epoch": log.best_epoch,
-        "versions": {name: version(name) for name in ("sphistex", "torch", "numpy")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("sphistex", "torch", "numpy")}
+        | {"python": platform.python_version()},
     }

@@ -49,7 +49,7 @@ class BagData:
 
 @dataclass
 class TrainingLog:
-    """Losses per epoch, averaged over models; what was held out scores ``validation``."""
+    """Losses per epoch, averaged over models: on the way through the seen bags, and of the held-out ones after it."""
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
@@ -98,28 +98,35 @@ def train(
     seen = (~held_out).to(data.counts)
     validating = bool(held_out.any())
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    steps = epochs * -(-len(data) // batch_size)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.15)
+    steps_per_epoch = -(-len(data) // batch_size)
+    cycle = None
+    if schedule:
+        cycle = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.15
+        )
     best = torch.full((len(held_out),), torch.inf, device=device)
     kept, log = copy.deepcopy(network.state_dict()), TrainingLog(best_epoch=[0] * len(held_out))
 
     for epoch in range(epochs):
         network.train()
+        running = torch.zeros(len(held_out), device=device)
         for bags in torch.randperm(len(data)).to(device).split(batch_size):
             loss = objective.loss(data.output(network, bags), data.weight[bags], data.counts[bags])
             share = seen[:, bags]
+            loss = (loss * share).sum(1) / share.sum(1).clamp_min(1)
             optimiser.zero_grad(set_to_none=True)
             # the models share nothing, so that the sum of their losses trains each on its own
-            ((loss * share).sum(1) / share.sum(1).clamp_min(1)).sum().backward()
+            loss.sum().backward()
             optimiser.step()
-            if schedule:
+            if cycle is not None:
                 cycle.step()
-        losses = bag_losses(network, objective, data)
-        log.train.append(_masked_mean(losses, seen).mean().item())
-        validation = _masked_mean(losses, 1 - seen) if validating else _masked_mean(losses, seen)
-        log.validation.append(validation.mean().item() if validating else float("nan"))
+            running += loss.detach()
+        log.train.append((running / steps_per_epoch).mean().item())
+        validation = _validation(network, objective, data, held_out)
+        log.validation.append(validation.mean().item())
         on_epoch(epoch, log.train[-1], log.validation[-1])
-        for model in torch.nonzero((validation < best) | (not validating)).ravel().tolist():
+        improved = validation < best if validating else torch.ones_like(best, dtype=torch.bool)
+        for model in torch.nonzero(improved).ravel().tolist():
             best[model], log.best_epoch[model] = validation[model], epoch
             for name, value in network.state_dict().items():
                 kept[name][model] = value[model]
@@ -131,16 +138,15 @@ def train(
 
 
 @torch.no_grad()
-def bag_losses(network: HISTEX, objective: Objective, data: BagData) -> Tensor:
-    """Loss of every bag under every model, without dropout, (n_models, n_bags)."""
+def _validation(network: HISTEX, objective: Objective, data: BagData, held_out: Tensor) -> Tensor:
+    """Mean loss of each model's held-out bags, without dropout, (n_models,); NaN where there are none."""
     network.eval()
-    return torch.cat(
-        [
-            objective.loss(data.output(network, bags), data.weight[bags], data.counts[bags])
-            for bags in torch.arange(len(data), device=data.counts.device).split(_EVALUATION_BAGS)
-        ],
-        dim=1,
-    )
+    total = torch.zeros(len(held_out), device=held_out.device)
+    for bags in torch.nonzero(held_out.any(0)).ravel().split(_EVALUATION_BAGS):
+        total += (
+            objective.loss(data.output(network, bags), data.weight[bags], data.counts[bags]) * held_out[:, bags]
+        ).sum(1)
+    return total / held_out.sum(1)
 
 
 def folds(n_bags: int, n_models: int, *, share: float = 0.2, seed: int = 0) -> Tensor:
@@ -153,10 +159,6 @@ def folds(n_bags: int, n_models: int, *, share: float = 0.2, seed: int = 0) -> T
     part = torch.empty(n_bags, dtype=torch.long)
     part[order] = torch.arange(n_bags) % parts
     return part[None] == torch.arange(n_models)[:, None]
-
-
-def _masked_mean(losses: Tensor, mask: Tensor) -> Tensor:
-    return (losses * mask).sum(1) / mask.sum(1).clamp_min(1)
 
 
 def initialise_at_mean(network: HISTEX) -> None:

@@ -11,12 +11,13 @@ from scipy import sparse
 from spatialdata.models import ShapesModel, TableModel
 
 from sphistex._section import resolve_section
-from sphistex._store import add_element, check_free
+from sphistex._store import add_element, check_free, record
 from sphistex.lattice import enhancement_matrix
 from sphistex.pp.tissue import on_tissue
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
 
 def enhance_spots(
     sdata: SpatialData,
@@ -102,5 +103,4 @@ def enhance_spots(
     table = TableModel.parse(table, region=shapes_name, region_key="region", instance_key="instance_id")
     add_element(sdata, "shapes", shapes_name, shapes, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
-
-
+    record(sdata, shapes_name, {"made_from": section.shapes_key, "labels_key": labels_key})

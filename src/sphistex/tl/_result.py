@@ -1,4 +1,4 @@
-"""The result as SpatialData elements: one labels raster and one table that scanpy, squidpy and spatialdata-plot take."""
+"""The result as SpatialData elements: a labels raster, and a table for scanpy, squidpy and spatialdata-plot."""
 
 from __future__ import annotations
 

@@ -129,6 +129,8 @@ def superpixel_features(
     """
     made_with = _made_with(sdata, key_added)
     check_free(sdata, "images", key_added, overwrite=overwrite or made_with is not None)
+    if made_with is not None and not _recorded(sdata, key_added):
+        record(sdata, key_added, made_with)  # killed before this was done; unrecorded, the map passes for another image
     image_key, image, transforms = resolve_image(sdata, image_key=image_key)
     grid = _grid(sdata, image_key, image, mpp)
     tiling = Tiling.of(encoders.get(encoder, weights=weights, device=device), halo_px=halo_px, batch_size=batch_size)
@@ -152,7 +154,6 @@ def superpixel_features(
                 f"the feature map could not be written to {work}: {error.strerror or error}. Nothing else was changed; "
                 "make room or give permission, and the same call goes on where it stopped",
             ) from error
-    if _recorded(sdata, key_added) != params:
         record(sdata, key_added, params)
     _clean_up(sdata, key_added)
 
@@ -229,7 +230,8 @@ def _warn_if_coarse(tiling: Tiling, grid: Grid, image_key: str) -> None:
     if (factor := grid.mpp / tiling.encoder.mpp) > _COARSE:
         warnings.warn(
             f"image {image_key!r} has {grid.mpp:.3g} µm per pixel and is enlarged {factor:.2g}× to the "
-            f"{tiling.encoder.mpp:g} that encoder {tiling.encoder.name!r} was made for; it shows no detail finer than that",
+            f"{tiling.encoder.mpp:g} that encoder {tiling.encoder.name!r} was made for; "
+            "it shows no detail finer than its own pixels",
             UserWarning,
             stacklevel=3,
         )
@@ -247,7 +249,7 @@ def _made_with(sdata: SpatialData, key: str) -> dict[str, Any] | None:
     if key not in sdata.images:
         return None
     if sdata.is_backed() and (element := Path(sdata.path) / "images" / key).exists():
-        own = zarr.open_group(element, mode="r").attrs.asdict().get("sphistex")
+        own: Any = zarr.open_group(element, mode="r").attrs.get("sphistex")
         return own or _recorded(sdata, key)
     return _recorded(sdata, key)
 
@@ -316,9 +318,7 @@ def _clean_up(sdata: SpatialData, key: str) -> None:
 # --------------------------------------------------------------------------------------------------- filling
 
 
-def _fill(
-    work: Path, key: str, image: DataArray, grid: Grid, tiling: Tiling, tissue: NDArray[np.bool_]
-) -> None:
+def _fill(work: Path, key: str, image: DataArray, grid: Grid, tiling: Tiling, tissue: NDArray[np.bool_]) -> None:
     """Encode all chunks that are not done yet, reading ahead and writing behind in threads."""
     _, array = next(iter(zarr.open_group(work / "images" / key, mode="r+").arrays()))
     done = set((work / _DONE).read_text().splitlines())

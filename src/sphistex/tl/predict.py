@@ -161,9 +161,7 @@ def _predicted(model: SuperResolver, inputs: Inputs) -> NDArray[np.float32]:
     return counts
 
 
-def share_out(
-    counts: NDArray[np.float32], weights: sparse.csr_matrix, measured: NDArray[np.float32]
-) -> None:
+def share_out(counts: NDArray[np.float32], weights: sparse.csr_matrix, measured: NDArray[np.float32]) -> None:
     """Scale counts per superpixel (n_superpixels, n_genes) in place so that ``weights @ counts`` is ``measured``.
 
     A gene that was measured in a spot but predicted nowhere in it is spread evenly. Rounds are needed only where a

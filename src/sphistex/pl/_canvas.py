@@ -1,0 +1,121 @@
+"""Panels on which everything is drawn in µm, at one scale, with a scale bar; and what becomes of a finished figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
+from numpy.typing import NDArray
+
+DPI = 150
+# Panels narrower than this (inches) hide what 8 µm shows, wider ones do not fit beside each other.
+PANEL_INCHES = 3.2
+# Pixels that a picture needs along its longer side to look sharp in a panel, also on a fine screen.
+PANEL_PX = 1000
+_BAR_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of the image, in µm from its top-left corner."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """From left to right in µm."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """From top to bottom in µm."""
+        return self.bottom - self.top
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """As ``imshow`` wants it: left, right, bottom, top."""
+        return self.left, self.right, self.bottom, self.top
+
+    def padded(self, share: float) -> Window:
+        """With a margin, a share of the longer side, all around."""
+        margin = share * max(self.width, self.height)
+        return Window(self.left - margin, self.top - margin, self.right + margin, self.bottom + margin)
+
+
+def panels(n_rows: int, n_columns: int, window: Window) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure and its empty panels (n_rows, n_columns), each of the shape of the window."""
+    height = PANEL_INCHES * window.height / window.width
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        squeeze=False,
+        layout="constrained",
+        dpi=DPI,
+        facecolor="white",
+        figsize=(PANEL_INCHES * n_columns + 0.8, height * n_rows + 0.4),
+    )
+    for ax in axes.ravel():
+        ax.set(xlim=(window.left, window.right), ylim=(window.bottom, window.top), aspect="equal", xticks=[], yticks=[])
+        ax.set_autoscale_on(False)
+        ax.spines[:].set_color("0.8")
+    return figure, axes
+
+
+def draw_raster(ax: Axes, raster: NDArray, window: Window, **kwargs: object) -> None:
+    """Draw an array (rows, columns) or (rows, columns, 3) over the window that it covers."""
+    limits = ax.get_xlim(), ax.get_ylim()
+    ax.imshow(raster, extent=window.extent, origin="upper", **kwargs)  # type: ignore[arg-type]
+    ax.set(xlim=limits[0], ylim=limits[1])
+
+
+def add_scale_bar(ax: Axes) -> None:
+    """Draw a bar of a round length, at most about a third of the panel's width, into the lower left corner."""
+    left, right = ax.get_xlim()
+    length = round_length(_BAR_SHARE * abs(right - left))
+    label = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
+    bar = AnchoredSizeBar(
+        ax.transData,
+        length,
+        label,
+        loc="lower left",
+        pad=0.35,
+        borderpad=0.4,
+        sep=3,
+        size_vertical=abs(right - left) / 150,
+        color="black",
+        fontproperties={"size": 8},  # type: ignore[arg-type]
+    )
+    bar.patch.set(alpha=0.75, linewidth=0)
+    ax.add_artist(bar)
+
+
+def round_length(longest: float) -> float:
+    """The largest of 1, 2, 5, 10, 20, 50, ... that is not longer.
+
+    Examples
+    --------
+    >>> round_length(340.0), round_length(1999.0)
+    (200.0, 1000.0)
+    """
+    power = 10.0 ** np.floor(np.log10(longest))
+    return float(max(step * power for step in (1, 2, 5) if step * power <= longest))
+
+
+def finish(figure: Figure, save: str | Path | None, return_fig: bool) -> Figure | None:
+    """Save, return or show a finished figure."""
+    if save is not None:
+        Path(save).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(save, dpi=DPI, bbox_inches="tight")
+    if return_fig or save is not None:
+        plt.close(figure)  # a notebook would show it a second time
+        return figure if return_fig else None
+    plt.show()
+    return None

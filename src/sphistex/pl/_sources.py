@@ -1,0 +1,143 @@
+"""What pictures are made from: a result as a raster, the image at the size it is drawn, genes by name."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
+from spatialdata import SpatialData, get_pyramid_levels
+from xarray import DataArray
+
+from sphistex._section import Section, resolve_section
+from sphistex.pl._canvas import PANEL_PX, Window
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Where the superpixels of a result lie: its first row and column, and how many there are.
+
+    Parameters
+    ----------
+    origin_px
+        Top-left corner (x, y) in pixels of the full-resolution image.
+    pitch_px
+        Side of a superpixel.
+    shape
+        Rows and columns.
+    mpp
+        Microns per pixel.
+    """
+
+    origin_px: NDArray[np.float64]
+    pitch_px: float
+    shape: tuple[int, int]
+    mpp: float
+
+    @classmethod
+    def of(cls, table: AnnData, made: dict[str, Any]) -> Lattice:
+        """The lattice of a result, whether or not superpixels were taken out of it."""
+        mpp = float(made["mpp"])
+        pitch_px = float(made["pitch_um"]) / mpp
+        row_column = table.obs[["array_row", "array_col"]].to_numpy()
+        corner = np.asarray(table.obsm["spatial"])[:1] - (row_column[:1, ::-1] + 0.5) * pitch_px
+        rows, columns = row_column.max(axis=0) + 1
+        return cls(corner[0], pitch_px, (int(rows), int(columns)), mpp)
+
+    @property
+    def window(self) -> Window:
+        """The rectangle that it covers."""
+        left, top = self.origin_px * self.mpp
+        pitch_um = self.pitch_px * self.mpp
+        return Window(left, top, left + self.shape[1] * pitch_um, top + self.shape[0] * pitch_um)
+
+    def raster(self, xy_px: NDArray, values: NDArray) -> NDArray[np.float32]:
+        """Sum of the values (n,) at the places (n, 2) in each superpixel, (rows, columns); NaN where there are none."""
+        column, row = np.floor((np.asarray(xy_px) - self.origin_px) / self.pitch_px).astype(int).T
+        inside = (row >= 0) & (row < self.shape[0]) & (column >= 0) & (column < self.shape[1])
+        place = np.ravel_multi_index((row[inside], column[inside]), self.shape)
+        size = self.shape[0] * self.shape[1]
+        sums = np.bincount(place, weights=values[inside], minlength=size).astype(np.float32)
+        sums[np.bincount(place, minlength=size) == 0] = np.nan
+        return sums.reshape(self.shape)
+
+
+def find_result(sdata: SpatialData, key: str) -> tuple[AnnData, dict[str, Any]]:
+    """Table of a result, and how it was made."""
+    table = find_table(sdata, "key", key)
+    if key not in table.uns or "section" not in table.uns[key]:
+        made = [name for name, other in sdata.tables.items() if "section" in other.uns.get(name, {})]
+        raise KeyError(f"key={key!r} is a table, but not a result of sphistex.tl.super_resolve; results are {made}")
+    return table, table.uns[key]
+
+
+def find_table(sdata: SpatialData, argument: str, name: str) -> AnnData:
+    """A table by name."""
+    if name not in sdata.tables:
+        raise KeyError(f"{argument}={name!r} is not in sdata.tables: {list(sdata.tables)}")
+    return sdata.tables[name]
+
+
+def find_section(sdata: SpatialData, made: dict[str, Any]) -> Section:
+    """The image, spots and counts that a result was made from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what there is to say was said when the result was made
+        return resolve_section(sdata, mpp=float(made["mpp"]), **made["section"])
+
+
+def check_genes(table: AnnData, name: str, genes: str | Sequence[str]) -> list[str]:
+    """Genes as a list, all of them in the table."""
+    wanted = [genes] if isinstance(genes, str) else list(genes)
+    if not wanted:
+        raise ValueError(f"genes={genes!r}: name at least one gene of table {name!r}, such as {table.var_names[0]!r}")
+    missing = [gene for gene in wanted if gene not in table.var_names]
+    if missing:
+        near = {match for gene in missing for match in difflib.get_close_matches(str(gene), table.var_names, n=3)}
+        some = sorted(near) or list(table.var_names[:5])
+        raise KeyError(f"genes {missing} are not among the {table.n_vars} genes of table {name!r}, such as {some}")
+    return wanted
+
+
+def values_of(table: AnnData, gene: str, layer: str | None = None) -> NDArray[np.float64]:
+    """One gene of a table, (n_obs,)."""
+    if layer is not None and layer not in table.layers:
+        raise KeyError(f"layer={layer!r} is not in the layers of the table: {list(table.layers)}")
+    counts = table.X if layer is None else table.layers[layer]
+    column = counts[:, table.var_names.get_loc(gene)]
+    return np.asarray(column.toarray() if sparse.issparse(column) else column, dtype=float).ravel()
+
+
+def read_picture(sdata: SpatialData, image_key: str, window: Window, mpp: float) -> tuple[NDArray[np.uint8], Window]:
+    """The image (y, x, 3) inside a window, no finer than a panel needs, and the window that it really covers.
+
+    The coarsest level of a pyramid that is fine enough is read; what is finer is averaged down while it is read.
+    """
+    if image_key not in sdata.images:
+        raise KeyError(f"image_key={image_key!r} is not in sdata.images: {list(sdata.images)}")
+    wanted_um = max(window.width, window.height) / PANEL_PX
+    levels = list(_levels(sdata.images[image_key], mpp))
+    image, level_mpp = next(((one, size) for one, size in reversed(levels) if size <= wanted_um), levels[0])
+    spans = ((window.top, window.bottom, image.sizes["y"]), (window.left, window.right, image.sizes["x"]))
+    (top, bottom), (left, right) = (
+        (max(0, int(start / level_mpp)), min(size, int(np.ceil(stop / level_mpp)))) for start, stop, size in spans
+    )
+    pixels = da.asarray(image.transpose("c", "y", "x").data)[:3, top:bottom, left:right]
+    factor = max(1, int(wanted_um / level_mpp))
+    small = da.coarsen(np.mean, pixels, {1: factor, 2: factor}, trim_excess=True).astype(np.uint8).compute()
+    size_um = np.array(small.shape[1:]) * factor * level_mpp
+    corner = left * level_mpp, top * level_mpp
+    return np.moveaxis(small, 0, -1), Window(*corner, corner[0] + size_um[1], corner[1] + size_um[0])
+
+
+def _levels(image: Any, mpp: float) -> Iterator[tuple[DataArray, float]]:
+    """Levels of an image from fine to coarse, with their microns per pixel."""
+    levels = [image] if isinstance(image, DataArray) else list(get_pyramid_levels(image))
+    for level in levels:
+        yield level, mpp * levels[0].sizes["x"] / level.sizes["x"]

@@ -1,0 +1,113 @@
+"""The objectives against scipy and eq. 11 written out in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import poisson
+
+from sphistex.nn.mil import PoissonCounts, ScaledSquares, bag_sum
+
+N_MODELS, N_BAGS, N_SUPERPIXELS, N_GENES = 2, 5, 7, 3
+
+
+@pytest.fixture
+def bags() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output of a network, area shares with padding, and counts."""
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(N_MODELS, N_BAGS, N_SUPERPIXELS, N_GENES, generator=generator, dtype=torch.float64)
+    weight = torch.rand(N_BAGS, N_SUPERPIXELS, generator=generator, dtype=torch.float64)
+    weight[0, -2:] = 0
+    counts = torch.poisson(torch.full((N_BAGS, N_GENES), 6.0, dtype=torch.float64), generator=generator)
+    return output, weight, counts
+
+
+def test_bag_sum_weights_superpixels_by_area(bags: tuple[torch.Tensor, ...]) -> None:
+    values, weight, _ = bags
+    expected = (values.numpy() * weight.numpy()[None, :, :, None]).sum(2)
+    np.testing.assert_allclose(bag_sum(values, weight), expected)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_poisson_loss_is_the_log_likelihood_up_to_what_no_model_changes(bags, balance: float) -> None:
+    output, weight, counts = bags
+    objective = PoissonCounts(counts, weight.sum(1), balance)
+    mean = counts.numpy().mean(0)
+    gene_weight = mean**-balance / (mean**-balance).sum()
+    rate = mean / weight.numpy().sum(1).mean() * np.exp(output.numpy())
+    expected = np.einsum("bi,mbig->mbg", weight.numpy(), rate)
+    reference = -(poisson.logpmf(counts.numpy(), expected) * gene_weight).sum(-1)
+    loss = objective.loss(output, weight, counts).numpy()
+    np.testing.assert_allclose(loss[0] - loss[1], reference[0] - reference[1], rtol=1e-6)
+    np.testing.assert_allclose(objective.rate(output), rate)
+
+
+def test_poisson_loss_is_least_at_the_true_rates(bags) -> None:
+    log_rate, weight, _ = bags
+    objective = PoissonCounts(torch.ones(N_BAGS, N_GENES).double(), weight.sum(1))
+    counts = bag_sum(objective.rate(log_rate[:1]), weight)[0]  # what is expected is what was counted
+    truth = log_rate[:1].clone().requires_grad_()
+    best = objective.loss(truth, weight, counts)
+    best.sum().backward()
+    np.testing.assert_allclose(truth.grad, 0, atol=1e-7)
+    for step in torch.randn(20, *truth.shape, generator=torch.Generator().manual_seed(1)).double() * 0.3:
+        assert (objective.loss(truth.detach() + step, weight, counts) >= best.detach() - 1e-9).all()
+
+
+@pytest.mark.parametrize("objective", [PoissonCounts, ScaledSquares])
+def test_gradients_agree_with_differences(bags, objective: type[PoissonCounts] | type[ScaledSquares]) -> None:
+    output, weight, counts = bags
+    fitted = objective(counts, weight.sum(1))
+    assert torch.autograd.gradcheck(lambda x: fitted.loss(x, weight, counts), output.requires_grad_())
+
+
+@pytest.mark.parametrize("objective", [PoissonCounts, ScaledSquares])
+def test_padding_says_nothing(bags, objective: type[PoissonCounts] | type[ScaledSquares]) -> None:
+    output, weight, counts = bags
+    fitted, other = objective(counts, weight.sum(1)), output.clone()
+    other[:, 0, -2:] = 5.0
+    np.testing.assert_array_equal(fitted.loss(output, weight, counts), fitted.loss(other, weight, counts))
+
+
+@pytest.mark.parametrize("objective", [PoissonCounts, ScaledSquares])
+def test_rates_are_finite_and_not_negative_whatever_the_network_says(bags, objective) -> None:
+    _, weight, counts = bags
+    rate = objective(counts, weight.sum(1)).rate(torch.tensor([-1e4, -1.0, 0.0, 1.0, 1e2]).double()[:, None])
+    assert torch.isfinite(rate).all()
+    assert (rate >= 0).all()
+    assert (rate.diff(dim=0) >= 0).all()
+
+
+def test_genes_weigh_the_same_at_equal_relative_error_where_they_are_balanced() -> None:
+    counts = torch.tensor([[1.0, 100.0], [3.0, 300.0], [2.0, 200.0]])
+    weight = torch.ones(3, 4)
+    balanced = PoissonCounts(counts, weight.sum(1), balance=1.0)
+    outputs = torch.zeros(2, 3, 4, 2)
+    outputs[0, ..., 0] = outputs[1, ..., 1] = 0.5  # the rare gene wrong by a factor; the abundant one by the same
+    zero = balanced.loss(torch.zeros(1, 3, 4, 2), weight, counts)
+    wrong = (balanced.loss(outputs, weight, counts) - zero).sum(1)
+    assert wrong[0].item() == pytest.approx(wrong[1].item(), rel=1e-4)
+
+
+def test_scaled_squares_are_equation_11(bags) -> None:
+    output, weight, counts = (x.numpy() for x in bags)
+    low, high = counts.min(0), counts.max(0)
+    positive = np.where(output > 0, output, 0.01 * np.expm1(output)) + 0.01
+    share = weight / weight.sum(1, keepdims=True)
+    mean = np.einsum("bi,mbig->mbg", share, positive)
+    reference = ((mean - (counts - low) / (high - low)) ** 2).mean(-1)
+    objective = ScaledSquares(bags[2], bags[1].sum(1))
+    np.testing.assert_allclose(objective.loss(*bags), reference)
+
+
+def test_scaled_rates_of_a_perfect_fit_add_up_to_the_spots_counts() -> None:
+    counts = torch.tensor([[2.0, 10.0], [8.0, 40.0], [5.0, 30.0]])
+    weight = torch.ones(3, 4)
+    objective = ScaledSquares(counts, weight.sum(1))
+    target = (counts - counts.min(0).values) / (counts.max(0).values - counts.min(0).values)
+    output = target - 0.01
+    output = torch.where(output > 0, output, torch.log1p((output / 0.01).clamp_min(-1 + 1e-7)))
+    output = output[None, :, None].expand(1, 3, 4, 2)
+    np.testing.assert_allclose(bag_sum(objective.rate(output), weight)[0], counts, rtol=1e-4)
+    assert objective.loss(output, weight, counts).max() < 1e-6
