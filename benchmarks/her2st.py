@@ -102,9 +102,8 @@ def held_out_spots(store: Path, genes: list[str], changes: dict) -> None:
     scores = pd.DataFrame({method: pearson(values, measured) for method, values in places.items()}, index=genes)
     print(f"{test.sum()} held-out spots, {len(genes)} genes, mean Pearson r:")
     print(scores.mean().round(3).to_string())
-    print(
-        f"sphistex is better than linear on {(scores.sphistex > scores['linear interpolation']).mean():.0%} of the genes"
-    )
+    better = (scores.sphistex > scores["linear interpolation"]).mean()
+    print(f"sphistex is better than linear interpolation on {better:.0%} of the genes")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from anndata import AnnData
 from spatialdata import SpatialData, get_extent, read_zarr
 from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Affine, Identity, get_transformation
 
+from sphistex.io import from_spots
 from sphistex.settings import settings
 from sphistex.tl.features import superpixel_features
 
@@ -176,6 +178,35 @@ def test_a_coarse_image_is_enlarged_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="'he' has 2 µm per pixel and is enlarged 4×"):
         superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=2.0)
     assert sdata.images["superpixel_features"].shape == (3, 15, 10)
+
+
+def test_the_scale_comes_from_the_spots_when_it_is_not_given(colours: np.ndarray) -> None:
+    sdata = section(colours)
+    xy = np.array([[x, y] for y in (300, 700, 1100) for x in (200, 600, 1000)], dtype=float)
+    counts = AnnData(np.ones((9, 2), np.float32))
+    picture = np.asarray(sdata.images["he"]).transpose(1, 2, 0)
+    spotted = from_spots(picture, counts, xy, spot_diameter_um=100, spot_pitch_um=200)
+    superpixel_features(spotted, encoder=MeanColour(), labels_key=None)
+    assert spotted.attrs["sphistex"]["superpixel_features"]["mpp"] == pytest.approx(0.5)
+    np.testing.assert_array_equal(spotted.images["superpixel_features"], colours)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, colours: np.ndarray) -> None:
+    (tmp_path / "file").touch()
+    settings.cache_dir = tmp_path / "file" / "cache"
+    with pytest.raises(OSError, match="feature map could not be written to .*file/cache"):
+        superpixel_features(section(colours), encoder=MeanColour(), labels_key=None, mpp=0.5)
+
+
+def test_a_finished_map_leaves_attempts_at_other_maps_alone(tmp_path: Path, colours: np.ndarray) -> None:
+    other, own = (tmp_path / f".s.zarr.images-{key}-{'0' * 16}" for key in ("map-fine", "map"))
+    other.mkdir()
+    own.mkdir()
+    superpixel_features(
+        section(colours, tmp_path / "s.zarr"), encoder=MeanColour(), labels_key=None, mpp=0.5, key_added="map"
+    )
+    assert other.exists()
+    assert not own.exists()
 
 
 class Noise(MeanColour):

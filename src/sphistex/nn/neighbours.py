@@ -71,11 +71,12 @@ class Neighbours:
         index, allowed = (np.take_along_axis(x, nearest, axis=1) for x in (index, allowed))
         tokens = self.tokens[index]
         if self.pitch_um is not None:
-            tokens = np.concatenate([tokens, self._place(index, centres_um)], axis=-1)
+            offset = (self.xy_um[index] - centres_um[:, None]) / self.pitch_um
+            tokens = np.concatenate([tokens, _place(offset)], axis=-1)
         return tokens * allowed[..., None], allowed
 
-    def _place(self, index: NDArray[np.int64], centres_um: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Where the neighbours lie, in pitches: offset, distance, and its exponential."""
-        offset = (self.xy_um[index] - centres_um[:, None]) / self.pitch_um
-        distance = np.linalg.norm(offset, axis=-1, keepdims=True)
-        return np.concatenate([offset, distance, np.exp(-distance)], axis=-1).astype(np.float32)
+
+def _place(offset: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Where neighbours lie, in pitches (..., 2): offset, distance, and its exponential (..., 4)."""
+    distance = np.linalg.norm(offset, axis=-1, keepdims=True)
+    return np.concatenate([offset, distance, np.exp(-distance)], axis=-1).astype(np.float32)

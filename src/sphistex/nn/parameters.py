@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class FitParameters:
     n_models: int = 3
     average: Literal["mean", "median"] = "mean"
     objective: Literal["poisson", "squares"] = "poisson"
-    embed: int | None = None
+    embed: int | None = 128
     layers: int = 2
     d: int = 64
     heads: int = 8
@@ -77,7 +80,8 @@ class FitParameters:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FitParameters:
         """Back from :meth:`to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        restored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**restored)
 
 
 PRESETS = {
@@ -85,6 +89,7 @@ PRESETS = {
     # The published configuration, with the attention scaled as the text says. Neighbours include the bag's own spot.
     "paper": FitParameters(
         context=(0,),
+        embed=None,
         n_models=5,
         average="median",
         objective="squares",
@@ -116,7 +121,7 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the preset or a parameter does not exist, or a value makes no sense.
 
     Examples
@@ -130,11 +135,49 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
     unknown = sorted(set(changes) - known)
     if unknown:
         raise ValueError(f"unknown fit parameters {unknown}: choose from {sorted(known)}.")
-    chosen = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
-    for name in ("n_models", "epochs", "batch_size", "neighbours", "learning_rate"):
-        if getattr(chosen, name) <= 0:
-            raise ValueError(f"{name}={getattr(chosen, name)!r} must be positive.")
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    _check_types(chosen)
+    for name, least in _AT_LEAST.items():
+        if getattr(chosen, name) is not None and not getattr(chosen, name) >= least:
+            raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least {least}.")
+    if not chosen.learning_rate > 0:
+        raise ValueError(f"learning_rate={chosen.learning_rate!r} must be positive.")
     for name in ("dropout", "holdout"):
         if not 0 <= getattr(chosen, name) < 1:
             raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least 0 and below 1.")
+    if not chosen.context or min(chosen.context) < 0:
+        raise ValueError(f"context={chosen.context!r} must hold at least one radius, and none below 0.")
+    if min(chosen.hidden, default=1) < 1:
+        raise ValueError(f"hidden={chosen.hidden!r} must be the widths of the hidden layers.")
+    if chosen.layers and chosen.d % chosen.heads:
+        raise ValueError(f"d={chosen.d} cannot be divided into heads={chosen.heads}: choose d as a multiple of heads.")
     return chosen
+
+
+_AT_LEAST = {
+    **dict.fromkeys(("n_models", "epochs", "patience", "batch_size", "neighbours", "d", "heads"), 1),
+    **dict.fromkeys(("layers", "weight_decay"), 0),
+}
+_TYPES = {
+    int: Integral,
+    float: Real,
+    bool: (bool, np.bool_),
+    int | None: (Integral, type(None)),
+    tuple[int, ...]: tuple,
+}
+
+
+def _check_types(chosen: FitParameters) -> None:
+    """Refuse choices that do not exist and values of another type, which would fail only after hours."""
+    for name, kind in get_type_hints(FitParameters).items():
+        value = getattr(chosen, name)
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ValueError(f"{name}={value!r} does not exist: choose one of {list(get_args(kind))}.")
+        elif not isinstance(value, _TYPES[kind]):
+            raise TypeError(f"{name}={value!r} must be {getattr(kind, '__name__', kind)}, as in {name}={_default(name)!r}.")
+
+
+def _default(name: str) -> Any:
+    return getattr(PRESETS["default"], name)

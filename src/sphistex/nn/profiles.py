@@ -54,4 +54,5 @@ class MinMaxProfiles(nn.Module):
         return (counts - self.low) / self.span
 
 
+Profile = LogProfiles | MinMaxProfiles
 PROFILES: dict[str, type[LogProfiles] | type[MinMaxProfiles]] = {"components": LogProfiles, "scaled": MinMaxProfiles}

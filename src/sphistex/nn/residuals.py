@@ -18,8 +18,8 @@ LENGTHS_UM = (60.0, 120.0, 240.0, 480.0)
 SIGNAL_TO_NOISE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 # The choice of length and nugget needs no more spots than this; its cost grows with their third power.
 _MAX_SPOTS_FOR_CHOICE = 1200
-# Beyond this many lengths the exponential kernel is below 0.3 %.
-_REACH = 6.0
+# Beyond this many lengths the exponential kernel is nothing, also summed over many spots.
+_REACH = 12.0
 
 
 @dataclass(frozen=True)

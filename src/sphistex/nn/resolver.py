@@ -21,10 +21,10 @@ from sphistex.bags import Bags
 from sphistex.lattice import enhancement_matrix
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.histex import HISTEX
-from sphistex.nn.mil import OBJECTIVES
+from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Neighbours
 from sphistex.nn.parameters import FitParameters
-from sphistex.nn.profiles import PROFILES
+from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
 from sphistex.nn.windows import Windows
@@ -82,7 +82,7 @@ class SuperResolver:
 
     genes: list[str]
     parameters: FitParameters
-    module: nn.ModuleDict
+    module: Parts
     pitch_um: float
     window_um: float
     encoder: dict[str, Any] = field(default_factory=dict)
@@ -131,7 +131,7 @@ class SuperResolver:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
-            module["scaling"].adapt(vectors)
+            module.scaling.adapt(vectors)
             resolver = cls(
                 list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(spots.radius_um))
             )
@@ -139,7 +139,7 @@ class SuperResolver:
                 bags_um, sources if parameters.hold_out_own else None
             )
             data = BagData(
-                features=module["scaling"](vectors.to(device)),
+                features=module.scaling(vectors.to(device)),
                 index=torch.from_numpy(index.reshape(weight.shape)).to(device),
                 weight=torch.from_numpy(weight).to(device),
                 counts=bag_counts.to(device),
@@ -147,8 +147,8 @@ class SuperResolver:
                 spot_mask=torch.from_numpy(token_mask).to(device),
             )
             log = train(
-                module["network"],
-                module["objective"],
+                module.network,
+                module.objective,
                 data,
                 _held_out(sources, parameters, seed).to(device),
                 epochs=parameters.epochs,
@@ -238,7 +238,7 @@ class SuperResolver:
         if self.parameters.spots == "enhanced":
             matrix = enhancement_matrix(spots.xy_um, spots.pitch_um)
         counts = torch.from_numpy(np.asarray(matrix @ spots.counts, dtype=np.float32)).to(self.device)
-        tokens = self.module["profile"](counts).cpu().numpy()
+        tokens = self.module.profile(counts).cpu().numpy()
         pitch_um = spots.pitch_um if self.parameters.profile == "components" else None
         return Neighbours(matrix @ spots.xy_um, tokens, matrix, self.parameters.neighbours, pitch_um)
 
@@ -269,14 +269,14 @@ class SuperResolver:
             superpixels = self._embed(features.read(rows, columns)[inside])
             attended = superpixels[..., :0]
         out = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
-        maps = self.module["objective"].rate(self.module["network"].read(attended, superpixels))
+        maps = self.module.objective.rate(self.module.network.read(attended, superpixels))
         combined = maps.median(0).values if self.parameters.average == "median" else maps.mean(0)
         out[inside] = combined.float().cpu().numpy()
         return out
 
     def _embed(self, vectors: NDArray[np.float32]) -> Tensor:
         """Features (n, d_features) as the H that the network attends from, (n_models or 1, n, d)."""
-        return self.module["network"].embed(self.module["scaling"](torch.from_numpy(vectors).to(self.device))[None])
+        return self.module.network.embed(self.module.scaling(torch.from_numpy(vectors).to(self.device))[None])
 
     def _attend(
         self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
@@ -294,7 +294,7 @@ class SuperResolver:
         share = torch.zeros(superpixels.shape[1], device=self.device)
         for part in torch.arange(len(centres)).split(_WINDOWS_AT_ONCE):
             tokens, token_mask = neighbours.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
-            attended = self.module["network"].attend(
+            attended = self.module.network.attend(
                 torch.from_numpy(tokens)[None].to(self.device),
                 superpixels[:, place[part]],
                 torch.from_numpy(token_mask).to(self.device),
@@ -309,6 +309,14 @@ class SuperResolver:
         )
         chosen = torch.from_numpy(np.flatnonzero(inside)).to(self.device)
         return superpixels[:, chosen], total[:, chosen] / share[chosen, None].clamp_min(1e-6)
+
+
+class Parts(nn.Module):
+    """Everything with fitted numbers, so that it moves between devices and is saved as one."""
+
+    def __init__(self, network: HISTEX, objective: Objective, profile: Profile, scaling: Standardise) -> None:
+        super().__init__()
+        self.network, self.objective, self.profile, self.scaling = network, objective, profile, scaling
 
 
 class Standardise(nn.Module):
@@ -350,9 +358,7 @@ def _held_out(sources: sparse.csr_matrix, parameters: FitParameters, seed: int) 
     return torch.from_numpy(np.asarray((sources @ spots.T) > 0).T.copy())
 
 
-def _build(
-    parameters: FitParameters, d_features: int, counts: Tensor, bag_counts: Tensor, areas: Tensor
-) -> nn.ModuleDict:
+def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_counts: Tensor, areas: Tensor) -> Parts:
     """All parts with fitted numbers, before training."""
     profile = PROFILES[parameters.profile](counts)
     d_spots = profile(counts[:1]).shape[1] + (4 if parameters.profile == "components" else 0)
@@ -371,14 +377,7 @@ def _build(
     )
     if parameters.objective == "poisson":
         initialise_at_mean(network)
-    return nn.ModuleDict(
-        {
-            "network": network,
-            "objective": OBJECTIVES[parameters.objective](bag_counts, areas),
-            "profile": profile,
-            "scaling": Standardise(d_features),
-        }
-    )
+    return Parts(network, OBJECTIVES[parameters.objective](bag_counts, areas), profile, Standardise(d_features))
 
 
 def _provenance(log: TrainingLog, seed: int, device: torch.device | str) -> dict[str, Any]:

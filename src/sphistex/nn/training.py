@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import Objective
@@ -163,6 +163,5 @@ def folds(n_bags: int, n_models: int, *, share: float = 0.2, seed: int = 0) -> T
 
 def initialise_at_mean(network: HISTEX) -> None:
     """Shrink the last layer so that training starts near every gene's mean (for a log link)."""
-    last: nn.Module = network.head[-1]
     with torch.no_grad():
-        last.weight.mul_(0.1)
+        network.head[-1].get_parameter("weight").mul_(0.1)

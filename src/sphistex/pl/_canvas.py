@@ -57,7 +57,7 @@ def panels(n_rows: int, n_columns: int, window: Window) -> tuple[Figure, NDArray
         n_rows,
         n_columns,
         squeeze=False,
-        layout="constrained",
+        layout="compressed",  # panels of a fixed shape, close together
         dpi=DPI,
         facecolor="white",
         figsize=(PANEL_INCHES * n_columns + 0.8, height * n_rows + 0.4),
@@ -113,7 +113,7 @@ def finish(figure: Figure, save: str | Path | None, return_fig: bool) -> Figure 
     """Save, return or show a finished figure."""
     if save is not None:
         Path(save).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save, dpi=DPI, bbox_inches="tight")
+        figure.savefig(save, dpi=DPI)
     if return_fig or save is not None:
         plt.close(figure)  # a notebook would show it a second time
         return figure if return_fig else None

@@ -121,7 +121,9 @@ def expression(
 def _crop(crop_um: tuple[float, float, float, float]) -> Window:
     sides = np.asarray(crop_um, dtype=float)
     if sides.shape != (4,) or not (sides[2] > sides[0] and sides[3] > sides[1]):
-        raise ValueError(f"crop_um={crop_um!r}: give left, top, right and bottom in µm, with left < right, top < bottom")
+        raise ValueError(
+            f"crop_um={crop_um!r}: give left, top, right and bottom in µm, with left < right, top < bottom"
+        )
     return Window(*sides.tolist())
 
 
@@ -166,7 +168,7 @@ def _draw_spots(ax: Axes, section: Section, values: NDArray, cmap: str | Colorma
 def _label_row(figure: Figure, row: NDArray, gene: str, pitch_um: float, colours: ScalarMappable) -> None:
     row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     add_scale_bar(row[0])
-    bar = figure.colorbar(colours, ax=row.tolist(), shrink=0.8, aspect=25, pad=0.015)
+    bar = figure.colorbar(colours, ax=row.tolist(), extend="max", shrink=0.8, aspect=25, pad=0.015)
     bar.set_label(f"counts per {pitch_um:g} × {pitch_um:g} µm", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

@@ -17,7 +17,8 @@ from sphistex.pl._sources import read_picture
 
 _FITTED_ON = 50_000
 _BLOCK = 128
-_TAILS = (1, 99)
+# A colour channel goes over this many standard deviations.
+_SPREAD = 5.0
 _MARGIN = 0.02
 
 
@@ -88,13 +89,13 @@ def features(
 
 
 def principal_colours(vectors: da.Array, *, seed: int = 0) -> NDArray[np.float32]:
-    """First three principal components (rows, columns, 3), scaled to 0 to 1; NaN where the map (c, y, x) is zero."""
+    """First three principal components, (rows, columns, 3) from 0 to 1; NaN where the map (c, y, x) is zero."""
     mean, axes = _components(vectors, seed)
     colours = np.full((*vectors.shape[1:], 3), np.nan, dtype=np.float32)
     for where, block, inside in _blocks(vectors):
-        colours[where][inside] = (block - mean) @ axes
-    low, high = np.nanpercentile(colours, _TAILS, axis=(0, 1)) if not np.isnan(colours).all() else (0.0, 1.0)
-    return np.clip((colours - low) / np.maximum(high - low, 1e-9), 0, 1)
+        colours[where][inside] = block @ axes - mean @ axes
+    spread = np.nanstd(colours, axis=(0, 1)) if not np.isnan(colours).all() else np.ones(3)
+    return np.clip(0.5 + colours / (_SPREAD * np.maximum(spread, 1e-9)), 0, 1)
 
 
 def _components(vectors: da.Array, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -105,7 +106,7 @@ def _components(vectors: da.Array, seed: int) -> tuple[NDArray[np.float64], NDAr
     n, total, products = 0, np.zeros(c), np.zeros((c, c))
     for _, block, _ in _blocks(vectors):
         sample = block[rng.random(len(block)) < share]
-        n, total, products = n + len(sample), total + sample.sum(0), products + sample.T @ sample
+        n, total, products = n + len(sample), total + sample.sum(0, dtype=float), products + sample.T @ sample
     mean = total / max(n, 1)
     _, axes = np.linalg.eigh(products / max(n, 1) - np.outer(mean, mean))
     leading = axes[:, : -min(3, c) - 1 : -1]
@@ -113,10 +114,10 @@ def _components(vectors: da.Array, seed: int) -> tuple[NDArray[np.float64], NDAr
     return mean, np.pad(leading, ((0, 0), (0, 3 - leading.shape[1])))
 
 
-def _blocks(vectors: da.Array) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float64], NDArray[np.bool_]]]:
+def _blocks(vectors: da.Array) -> Iterator[tuple[tuple[slice, slice], NDArray[np.float32], NDArray[np.bool_]]]:
     """Place of a block, the features (n, c) of its superpixels on tissue, and which of its superpixels these are."""
     for row, column in product(*(range(0, size, _BLOCK) for size in vectors.shape[1:])):
         where = slice(row, row + _BLOCK), slice(column, column + _BLOCK)
-        block = np.moveaxis(np.asarray(vectors[(slice(None), *where)], dtype=np.float64), 0, -1)
+        block = np.moveaxis(np.asarray(vectors[(slice(None), *where)], dtype=np.float32), 0, -1)
         inside = block.any(axis=-1)
         yield where, block[inside], inside

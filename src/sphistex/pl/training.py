@@ -71,8 +71,15 @@ def training(
     if watched:
         ax.plot(epochs, validation, color="#ee6677", linewidth=1.8, label=watched)
     best, models = np.unique(np.atleast_1d(np.asarray(curves["best_epoch"], dtype=int)), return_counts=True)
-    ax.scatter(best + 1, curve[best], s=20 + 15 * models, color="#ee6677" if watched else "#4477aa", zorder=3,
-               edgecolor="white", label="kept by a model" if models.sum() == 1 else "kept by models of the ensemble")
+    ax.scatter(
+        best + 1,
+        curve[best],
+        s=20 + 15 * models,
+        color="#ee6677" if watched else "#4477aa",
+        zorder=3,
+        edgecolor="white",
+        label="kept by a model" if models.sum() == 1 else "kept by models of the ensemble",
+    )
     ax.set(xlabel="epoch", ylabel="mean loss per spot")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.spines[["top", "right"]].set_visible(False)

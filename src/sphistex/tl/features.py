@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 import zlib
@@ -21,7 +22,7 @@ import dask.array as da
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from spatialdata import SpatialData, read_zarr
+from spatialdata import SpatialData, get_pyramid_levels, read_zarr
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale, Sequence
 from spatialdata.transformations.transformations import BaseTransformation
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from xarray import DataArray
 
 from sphistex import encoders
-from sphistex._section import resolve_image, resolve_spots
+from sphistex._section import has_spots, resolve_image, resolve_spots
 from sphistex._store import attach, check_free, move_into_store, record, staging_path, write_store
 from sphistex.encoders.tiling import Block, Tiling
 from sphistex.grid import Grid
@@ -131,8 +132,9 @@ def superpixel_features(
     check_free(sdata, "images", key_added, overwrite=overwrite or made_with is not None)
     if made_with is not None and not _recorded(sdata, key_added):
         record(sdata, key_added, made_with)  # killed before this was done; unrecorded, the map passes for another image
+    image_key, mpp = _image_and_scale(sdata, image_key, mpp)
     image_key, image, transforms = resolve_image(sdata, image_key=image_key)
-    grid = _grid(sdata, image_key, image, mpp)
+    grid = Grid.over_image((image.sizes["y"], image.sizes["x"]), mpp)
     tiling = Tiling.of(encoders.get(encoder, weights=weights, device=device), halo_px=halo_px, batch_size=batch_size)
     tissue = _tissue(sdata, image_key, labels_key, grid)
     params = _params(tiling, grid, image_key, image, labels_key, tissue)
@@ -161,14 +163,16 @@ def superpixel_features(
 # ----------------------------------------------------------------------------------------- what is to be made
 
 
-def _grid(sdata: SpatialData, image_key: str, image: DataArray, mpp: float | None) -> Grid:
-    if mpp is None and not len(sdata.shapes):
-        raise ValueError(f"mpp=None, and there are no spots to tell the scale of image {image_key!r}: pass mpp=")
+def _image_and_scale(sdata: SpatialData, image_key: str | None, mpp: float | None) -> tuple[str | None, float]:
+    """The microns per pixel that are given, or those that the spots tell, and of which image."""
+    if mpp is None and not has_spots(sdata):
+        raise ValueError("mpp=None, and there are no spots that tell the scale: pass mpp=, the microns per image pixel")
     if mpp is None:
-        mpp = resolve_spots(sdata, image_key=image_key).mpp
+        spots = resolve_spots(sdata, image_key=image_key)
+        return spots.image_key, spots.mpp
     if not 0 < mpp < 100:
         raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
-    return Grid.over_image((image.sizes["y"], image.sizes["x"]), mpp)
+    return image_key, mpp
 
 
 def _tissue(sdata: SpatialData, image_key: str, labels_key: str | None, grid: Grid) -> NDArray[np.bool_]:
@@ -179,7 +183,8 @@ def _tissue(sdata: SpatialData, image_key: str, labels_key: str | None, grid: Gr
         from sphistex.pp.tissue import tissue_mask
 
         tissue_mask(sdata, image_key=image_key, mpp=grid.mpp, key_added=labels_key)
-    mask = np.asarray(sdata.labels[labels_key])
+    element = sdata.labels[labels_key]
+    mask = np.asarray(element if isinstance(element, DataArray) else get_pyramid_levels(element, n=0))
     if mask.shape != grid.shape:
         raise ValueError(
             f"labels_key={labels_key!r} has shape {mask.shape}, but the grid of {grid.pitch_um:g} µm over image "
@@ -310,9 +315,12 @@ def _put_in_place(sdata: SpatialData, key: str, work: Path) -> None:
 
 def _clean_up(sdata: SpatialData, key: str) -> None:
     """Remove what is left of attempts at this map, also with other parameters."""
-    if sdata.is_backed():
-        for attempt in Path(sdata.path).parent.glob(staging_path(sdata.path, f"images-{key}-*").name):
-            shutil.rmtree(attempt, ignore_errors=True)
+    if not sdata.is_backed():
+        return
+    attempt = re.compile(re.escape(staging_path(sdata.path, f"images-{key}-").name) + r"[0-9a-f]{16}(\.new)?")
+    for entry in Path(sdata.path).parent.iterdir():
+        if attempt.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 # --------------------------------------------------------------------------------------------------- filling

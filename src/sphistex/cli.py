@@ -1,0 +1,239 @@
+"""The commands ``sphistex demo`` and ``sphistex run``."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+# Everything else is imported inside the commands, so that --help is there at once.
+
+_PICTURED = 4
+_DEVICE_HELP = "Where to compute: cpu, cuda (an NVIDIA card) or mps (a Mac's).  [default: the fastest there is]"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="sphistex")
+def main() -> None:
+    """Gene expression at 8 µm from an H&E image and Visium spots.
+
+    Visium measures gene expression in spots of 55 µm, 100 µm apart. sphistex learns how expression goes with what the
+    tissue looks like under the microscope, and predicts it for every square of 8 µm, in the spots and between them.
+
+    Start with "sphistex demo --out demo": it needs no data. Then use "sphistex run" on your own section.
+    """
+
+
+@main.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for what is made.")
+@click.option(
+    "--size-um", default=2000.0, show_default=True, help="Side of the simulated section in µm (Visium's is 6500)."
+)
+@click.option("--genes", default=200, show_default=True, help="Number of simulated genes.")
+@click.option("--epochs", type=int, help="Rounds of training; fewer are quicker and less accurate.")
+@click.option("--n-models", type=int, help="Models whose predictions are averaged; fewer are quicker, less accurate.")
+@click.option("--seed", default=0, show_default=True, help="Another seed, another tissue; the same seed, the same.")
+@click.option("--device", help=_DEVICE_HELP)
+@click.option("--quiet", is_flag=True, help="Print the summary only, no progress.")
+def demo(out: Path, size_um: float, genes: int, seed: int, device: str | None, quiet: bool, **fit: int | None) -> None:
+    """See it work on simulated tissue whose true expression is known; takes minutes.
+
+    Writes into the folder OUT: pictures (expression.png shows genes as measured, as predicted and as they truly are),
+    summary.txt with the accuracy beside that of simple interpolation, and demo.zarr with all data, to be read with
+    spatialdata.read_zarr. What an earlier demo left there is replaced.
+    """
+    with _reporting(quiet):
+        from sphistex import _demo
+
+        summary = _demo.run_demo(out, size_um=size_um, n_genes=genes, seed=seed, device=device, **_given(fit))
+        click.echo(summary)
+        click.echo(f"Everything is in {out}: look at {out / 'expression.png'}")
+
+
+@main.command()
+@click.argument("store", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--genes",
+    help="Which genes: how many of the most variable ones, or names separated by commas, or a text file with one "
+    "name per line.  [default: the 1000 most variable]",
+)
+@click.option(
+    "--encoder",
+    default="auto",
+    show_default=True,
+    help="The network that looks at the image: uni (the best; needs access), efficientnet_lite0 (comes with sphistex), "
+    "or any ViT of timm. auto takes uni where it is there.",
+)
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="File with the encoder's weights.")
+@click.option(
+    "--preset",
+    default="default",
+    show_default=True,
+    help="How the model is trained: default (measured best), or paper (as published; slow).",
+)
+@click.option("--image", "image_key", help="Name of the H&E image, where STORE holds several.")
+@click.option("--shapes", "shapes_key", help="Name of the spots, where STORE holds several kinds of shapes.")
+@click.option("--table", "table_key", help="Name of the table of raw counts, where STORE holds several.")
+@click.option("--coordinate-system", help="Coordinate system in which image and spots lie on each other.")
+@click.option("--mpp", type=float, help="Microns per image pixel.  [default: from the distance between spots]")
+@click.option(
+    "--spot-pitch-um", type=float, help="Distance between neighbouring spots in µm, if it is not Visium's 100."
+)
+@click.option("--key-added", default="superres", show_default=True, help="Name of the result.")
+@click.option(
+    "--conserve-counts", is_flag=True, help="Make each spot add up to exactly what was measured, noise included."
+)
+@click.option("--strict", is_flag=True, help="Refuse counts that look normalised, instead of warning.")
+@click.option("--overwrite", is_flag=True, help="Replace a result of that name.")
+@click.option("--epochs", type=int, help="Rounds of training.  [default: the preset's]")
+@click.option("--n-models", type=int, help="Models whose predictions are averaged.  [default: the preset's]")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
+@click.option("--device", help=_DEVICE_HELP)
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Folder to draw pictures into.")
+@click.option("--save-model", type=click.Path(file_okay=False, path_type=Path), help="Folder to save the model in.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def run(
+    store: Path,
+    genes: str | None,
+    pictures: Path | None,
+    save_model: Path | None,
+    quiet: bool,
+    epochs: int | None,
+    n_models: int | None,
+    **arguments: Any,
+) -> None:
+    """Super-resolve the section in STORE, a SpatialData folder (.zarr) with an H&E image and Visium spots.
+
+    The result is written into STORE: the table "superres" has one row per square of 8 µm and one column per gene,
+    in counts, ready for scanpy. What is there already is kept; what takes long (describing the image) is kept too and
+    used again by the next run, also after an interruption.
+
+    \b
+    A store is made from the output of Space Ranger with
+      import spatialdata_io
+      spatialdata_io.visium("outs", fullres_image_file="image.tif").write("section.zarr")
+
+    \b
+    Examples
+      sphistex run section.zarr --pictures pictures
+      sphistex run section.zarr --genes EPCAM,CD3E,COL1A1 --encoder efficientnet_lite0
+    """  # noqa: D301
+    with _reporting(quiet):
+        sdata = _read(store)
+        from sphistex import tl
+
+        chosen = _genes(genes)
+        model = tl.super_resolve(sdata, genes=chosen, **arguments, **_given({"epochs": epochs, "n_models": n_models}))
+        key = arguments["key_added"]
+        click.echo(f"{store}: table {key!r} has {sdata.tables[key].n_obs:,} superpixels × {len(model.genes)} genes")
+        if save_model is not None:
+            model.save(save_model)
+            click.echo(f"{save_model}: the fitted model, for sphistex.nn.SuperResolver.load")
+        if pictures is not None:
+            shown = model.genes if isinstance(chosen, list) else _most_patterned(sdata, key)
+            _draw(sdata, key, shown[:_PICTURED], pictures)
+            click.echo(f"{pictures}: features.png, expression.png, training.png")
+
+
+@contextmanager
+def _reporting(quiet: bool) -> Iterator[None]:
+    """Progress, notes and warnings as plain lines; mistakes of the user as one line instead of a traceback."""
+    import matplotlib
+
+    from sphistex.settings import settings
+
+    matplotlib.use("Agg")  # pictures go to files, also where there is no screen
+    progress, settings.progress = settings.progress, not quiet
+    notes = logging.getLogger("sphistex")
+    notes.setLevel(logging.WARNING if quiet else logging.INFO)
+    notes.addHandler(handler := _Lines())
+    logging.getLogger("ome_zarr").setLevel(logging.ERROR)  # reading a store, it says what its maintainers need to know
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", message="zarr v3 autosharding")
+            warnings.showwarning = lambda message, *_args, **_kwargs: handler.say(f"Warning: {message}")
+            yield
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        if not _is_ours(error):
+            raise
+        raise click.ClickException(str(error.args[0] if isinstance(error, KeyError) else error)) from error
+    finally:
+        settings.progress = progress
+        notes.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    """Prints what there is to say, each line once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a log record."""
+        self.say(record.getMessage())
+
+    def say(self, line: str) -> None:
+        """Print a line that has not been printed yet."""
+        if line not in self.said:
+            self.said.add(line)
+            click.echo(line, err=True)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our code raised it, knowing what is wrong; anything else is a fault whose traceback is needed."""
+    last = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(__file__).parent in Path(last).parents
+
+
+def _read(store: Path) -> SpatialData:
+    if not any((store / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+        raise ValueError(
+            f"{store} is not a SpatialData folder (.zarr): make one with spatialdata_io.visium or "
+            "sphistex.io.from_spots, and save it with .write()"
+        )
+    from spatialdata import read_zarr
+
+    return read_zarr(store)
+
+
+def _genes(text: str | None) -> int | list[str] | None:
+    """A number, the lines of a file, or names separated by commas."""
+    if text is None:
+        return None
+    if text.isdigit():
+        return int(text)
+    names = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(",")
+    return [name.strip() for name in names if name.strip()]
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _most_patterned(sdata: SpatialData, key: str) -> list[str]:
+    """Genes of a result, those first whose counts vary most for their mean."""
+    import numpy as np
+
+    counts = sdata.tables[key].X
+    order = np.argsort(-counts.var(axis=0) / np.maximum(counts.mean(axis=0), 1e-9))
+    return list(sdata.tables[key].var_names[order])
+
+
+def _draw(sdata: SpatialData, key: str, genes: list[str], folder: Path) -> None:
+    from sphistex import pl
+
+    pl.features(sdata, key=sdata.tables[key].uns[key]["features_key"], save=folder / "features.png")
+    pl.expression(sdata, genes, key=key, save=folder / "expression.png")
+    pl.training(sdata, key=key, save=folder / "training.png")
