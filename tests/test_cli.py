@@ -29,7 +29,7 @@ def section(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sphistex import datasets
 
     store = tmp_path_factory.mktemp("section") / "section.zarr"
-    datasets.simulate(size_um=700, n_genes=12).write(store)
+    datasets.simulate(size_um=600, n_genes=12).write(store)
     return store
 
 
@@ -140,7 +140,7 @@ def test_faults_of_the_program_keep_their_traceback(section: Path, monkeypatch: 
 def test_demo_writes_store_pictures_and_summary(tmp_path: Path):
     from spatialdata import read_zarr
 
-    done = call("demo", "--out", tmp_path / "demo", "--size-um", "700", "--genes", "20", *QUICK)
+    done = call("demo", "--out", tmp_path / "demo", "--size-um", "600", "--genes", "12", *QUICK)
     assert done.exit_code == 0, done.output
     summary = (tmp_path / "demo" / "summary.txt").read_text()
     assert summary in done.output

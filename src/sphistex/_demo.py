@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +32,7 @@ _SHOWN_KINDS = ("marker", "mixed", "gradient")
 
 
 def run_demo(
-    out: Path, *, size_um: float = 2000.0, n_genes: int = 200, seed: int = 0, device: str | None = None, **fit: object
+    out: Path, *, size_um: float = 2000.0, n_genes: int = 200, seed: int = 0, device: str | None = None, **fit: Any
 ) -> str:
     """Simulate, super-resolve, draw and score; everything is written into the folder ``out``.
 

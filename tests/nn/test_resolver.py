@@ -28,14 +28,14 @@ class Section:
         rng = np.random.default_rng(seed)
         self.grid = Grid((side, side), mpp=0.5)
         self.mask = np.ones((side, side), dtype=bool)
-        self.mask[:9, :14] = False
+        self.mask[: side // 9, : side // 6] = False
         noise = rng.normal(size=(4, side, side))
         features = np.stack([gaussian_filter(plane, smoothness) for plane in noise])
         self.array = (features / features.std((1, 2), keepdims=True)).astype(np.float32) * self.mask
         hidden = gaussian_filter(rng.normal(size=(side, side)), 20)
         effect = 0.5 * rng.normal(size=(4, N_GENES))
-        log_rate = np.einsum("crk,cg->rkg", self.array, effect) + 0.5 * (hidden / hidden.std())[..., None]
-        self.rates = 0.5 * np.exp(log_rate) * self.mask[..., None]
+        log_rate = np.einsum("crk,cg->rkg", self.array, effect) + 0.6 * (hidden / hidden.std())[..., None]
+        self.rates = 2.0 * np.exp(log_rate) * self.mask[..., None]
         self.bags, self.spots = self._measure(rng)
 
     def _measure(self, rng: np.random.Generator) -> tuple[Bags, Spots]:
@@ -120,7 +120,7 @@ def test_maps_do_not_depend_on_the_blocks(section: Section, model: SuperResolver
 
 
 def test_no_window_border_shows() -> None:
-    """Neighbours across a border of windows or blocks differ as little as any others, on smooth features."""
+    """Neighbours that are nearest to different windows differ as little as any others, on smooth features."""
     section = Section(smoothness=4.0)
     model = section.fit(parameters(layers=1, d=16, heads=2, residuals=False, **QUICK))
     found = section.map_of(model, block=16)
@@ -129,9 +129,8 @@ def test_no_window_border_shows() -> None:
         both = section.mask & np.roll(section.mask, -1, axis)
         step, both = (np.moveaxis(x, axis, 0) for x in (step, both))
         difference = np.array([step[i][both[i]].mean() for i in range(SIDE - 1)])
-        last = np.arange(SIDE - 1)
-        for border in (last % 3 == 1, last % 16 == 15):  # windows are nearest to the multiples of 3
-            assert difference[border].mean() <= 1.05 * difference[~border].mean()
+        border = np.arange(SIDE - 1) % 3 == 1  # window centres are the multiples of 3
+        assert difference[border].mean() <= 1.05 * difference[~border].mean()
 
 
 def test_attention_uses_the_spots(section: Section, attentive: SuperResolver) -> None:
@@ -200,22 +199,22 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     assert not paper.residuals
 
 
-def test_the_paper_preset_runs(tmp_path: Path) -> None:
-    section = Section(side=48)
-    model = section.fit(parameters("paper", epochs=2))
+def test_the_paper_preset_runs() -> None:
+    section = Section(side=30)
+    model = section.fit(parameters("paper", epochs=1))
+    section.mask[8:], section.mask[:, :22] = False, False  # a corner is enough
     found = section.map_of(model)
     assert np.isfinite(found).all()
-    assert found.min() >= 0
+    assert found[section.mask].min() >= 0
+
+
+def test_a_small_model_of_the_papers_kind_learns_and_is_saved(tmp_path: Path) -> None:
+    section = Section(side=60)
+    model = section.fit(parameters("paper", epochs=15, d=16, heads=2, hidden=(32,), n_models=3, learning_rate=3e-3))
+    found = section.map_of(model)
+    assert section.correlation(found) > 0.3
     model.save(tmp_path)
     np.testing.assert_allclose(section.map_of(SuperResolver.load(tmp_path)), found, rtol=1e-5)
-
-
-def test_an_own_spot_that_is_held_out_is_not_copied(section: Section) -> None:
-    """With its answer among its neighbours a network learns to copy it, and the loss at spots it has not seen is no warning."""
-    quick = QUICK | {"epochs": 60, "residuals": False, "patience": 60, "dropout": 0.0}
-    chosen = parameters(layers=1, d=16, heads=2, **quick)
-    held, copied = (section.fit(replace(chosen, hold_out_own=which)) for which in (True, False))
-    assert copied.info["train_loss"][-1] < held.info["train_loss"][-1]
 
 
 @pytest.mark.parametrize(

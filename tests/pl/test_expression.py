@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
+from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from scipy import sparse
 from spatialdata import SpatialData
@@ -23,24 +26,40 @@ def genes(sdata: SpatialData) -> list[str]:
     return list(sdata.tables["superres"].var_names[:2])
 
 
-def panels(figure) -> list:
+def draw(sdata: SpatialData, genes: str | list[str], **arguments: Any) -> Figure:
+    figure = pl.expression(sdata, genes, return_fig=True, **arguments)
+    assert figure is not None
+    return figure
+
+
+def panels(figure: Figure) -> list[Axes]:
     return [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
 
 
-def disks(ax) -> EllipseCollection:
+def disks(ax: Axes) -> EllipseCollection:
     return next(artist for artist in ax.collections if isinstance(artist, EllipseCollection))
 
 
-def value_at(ax, x: float, y: float) -> float:
+def centres(ax: Axes) -> np.ndarray:
+    return np.asarray(disks(ax).get_offsets())
+
+
+def raster(ax: Axes) -> np.ma.MaskedArray:
+    """What a panel shows of a gene."""
+    return np.ma.asarray(ax.images[-1].get_array())
+
+
+def value_at(ax: Axes, x: float, y: float) -> float:
     """What the last raster of a panel shows at a place in µm."""
     image = ax.images[-1]
     left, right, bottom, top = image.get_extent()
-    rows, columns = image.get_array().shape
-    return image.get_array()[int((y - top) / (bottom - top) * rows), int((x - left) / (right - left) * columns)]
+    shown = raster(ax)
+    rows, columns = shown.shape
+    return shown[int((y - top) / (bottom - top) * rows), int((x - left) / (right - left) * columns)]
 
 
 def test_one_row_per_gene_and_all_panels_show_the_same_part(sdata, genes):
-    figure = pl.expression(sdata, genes, return_fig=True)
+    figure = draw(sdata, genes)
     drawn = panels(figure)
     assert len(drawn) == 2 * 3
     assert len({(ax.get_xlim(), ax.get_ylim()) for ax in drawn}) == 1
@@ -51,50 +70,50 @@ def test_one_row_per_gene_and_all_panels_show_the_same_part(sdata, genes):
 
 
 def test_truth_is_a_fourth_column(sdata, genes):
-    figure = pl.expression(sdata, genes[0], truth="truth", truth_layer="expected", return_fig=True)
+    figure = draw(sdata, genes[0], truth="truth", truth_layer="expected")
     *_, resolved, true = panels(figure)
     # here the result is the truth
-    np.testing.assert_allclose(resolved.images[-1].get_array(), true.images[-1].get_array(), rtol=1e-6)
+    np.testing.assert_allclose(raster(resolved), raster(true), rtol=1e-6)
 
 
 def test_superpixels_are_drawn_where_the_spots_over_them_are(sdata, genes):
     table = sdata.tables["superres"]
     table.X = np.repeat(np.arange(table.n_obs, dtype=np.float32)[:, None], table.n_vars, axis=1)
-    _, spots, resolved = panels(pl.expression(sdata, genes[0], return_fig=True))
-    for x, y in disks(spots).get_offsets():
+    _, spots, resolved = panels(draw(sdata, genes[0]))
+    for x, y in centres(spots):
         centre = np.asarray(table.obsm["spatial"])[int(value_at(resolved, x, y))] * 0.5
         np.testing.assert_allclose([x, y], centre, atol=4.001)
 
 
 def test_a_part_of_a_result_stays_in_its_place(sdata, genes):
-    whole = panels(pl.expression(sdata, genes[0], return_fig=True))[2]
+    whole = panels(draw(sdata, genes[0]))[2]
     table = sdata.tables["superres"]
     kept = np.asarray(table.obsm["spatial"])[:, 0] > 600
     sdata.tables["superres"] = table[kept].copy()
-    part = panels(pl.expression(sdata, genes[0], return_fig=True))[2]
+    part = panels(draw(sdata, genes[0]))[2]
     for x, y in np.asarray(table.obsm["spatial"])[kept][::97] * 0.5:
         assert value_at(part, x, y) == value_at(whole, x, y)
 
 
 def test_spots_have_their_true_size_and_place(sdata, genes):
-    spots = disks(panels(pl.expression(sdata, genes[0], return_fig=True))[1])
-    np.testing.assert_allclose(2 * spots._widths, 55.0)  # matplotlib keeps half widths
+    spots = disks(panels(draw(sdata, genes[0]))[1])
+    np.testing.assert_allclose(spots.get_widths(), 55.0)
     shapes = sdata.shapes["spots"].geometry
-    np.testing.assert_allclose(spots.get_offsets(), np.column_stack([shapes.x, shapes.y]) * 0.5)
+    np.testing.assert_allclose(np.asarray(spots.get_offsets()), np.column_stack([shapes.x, shapes.y]) * 0.5)
 
 
 def test_the_same_density_has_the_same_colour_in_spots_and_superpixels(sdata, genes):
     sdata.tables["superres"].X[:] = 2.0
     counts = sdata.tables["counts"]
     counts.X = np.full(counts.shape, 2.0 * np.pi * 27.5**2 / 8**2)
-    _, spots, resolved = panels(pl.expression(sdata, genes[0], return_fig=True))
-    np.testing.assert_allclose(disks(spots).get_array(), 2.0)
+    _, spots, resolved = panels(draw(sdata, genes[0]))
+    np.testing.assert_allclose(np.asarray(disks(spots).get_array()), 2.0)
     assert disks(spots).norm is resolved.images[-1].norm
     assert disks(spots).cmap == resolved.images[-1].cmap
 
 
 def test_scale_bar_is_as_long_as_it_says(sdata, genes):
-    figure = pl.expression(sdata, genes[0], return_fig=True)
+    figure = draw(sdata, genes[0])
     ax = panels(figure)[0]
     bar = next(artist for artist in ax.get_children() if isinstance(artist, AnchoredSizeBar))
     figure.canvas.draw()
@@ -105,24 +124,22 @@ def test_scale_bar_is_as_long_as_it_says(sdata, genes):
 
 
 def test_background_is_white_and_nothing_is_drawn_there(sdata, genes):
-    ax = panels(pl.expression(sdata, genes[0], return_fig=True))[2]
-    shown = ax.images[-1].get_array()
+    ax = panels(draw(sdata, genes[0]))[2]
+    shown = raster(ax)
     assert shown.mask.sum() == shown.size - sdata.tables["superres"].n_obs
     assert ax.get_facecolor()[:3] == (1.0, 1.0, 1.0)
 
 
 def test_crop_shows_just_that(sdata, genes):
-    drawn = panels(pl.expression(sdata, genes[0], crop_um=(100, 200, 300, 350), return_fig=True))
+    drawn = panels(draw(sdata, genes[0], crop_um=(100, 200, 300, 350)))
     assert {ax.get_xlim() for ax in drawn} == {(100.0, 300.0)}
     assert {ax.get_ylim() for ax in drawn} == {(350.0, 200.0)}
 
 
 def test_sparse_counts_are_drawn_as_dense_ones(sdata, genes):
-    dense = panels(pl.expression(sdata, genes[0], return_fig=True))[2].images[-1].get_array()
+    dense = raster(panels(draw(sdata, genes[0]))[2])
     sdata.tables["superres"].X = sparse.csr_matrix(sdata.tables["superres"].X)
-    np.testing.assert_array_equal(
-        panels(pl.expression(sdata, genes[0], return_fig=True))[2].images[-1].get_array(), dense
-    )
+    np.testing.assert_array_equal(raster(panels(draw(sdata, genes[0]))[2]), dense)
 
 
 @pytest.mark.parametrize("suffix", ["png", "pdf"])

@@ -5,11 +5,18 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from sphistex import pl
 from sphistex.pl.features import principal_colours
+
+
+def axes_of(sdata: SpatialData) -> list[Axes]:
+    figure = pl.features(sdata, key="map", return_fig=True)
+    assert figure is not None
+    return figure.axes
 
 
 @pytest.fixture
@@ -29,7 +36,7 @@ def mapped() -> SpatialData:
 
 
 def test_tissue_is_coloured_by_kind_and_the_rest_white(mapped):
-    _, ax = pl.features(mapped, key="map", return_fig=True).axes
+    _, ax = axes_of(mapped)
     drawn = np.asarray(ax.images[0].get_array())
     assert (drawn[:20] == 1).all() and (drawn[:, :30] == 1).all()
     left, right = drawn[30:170, 40:150].reshape(-1, 3), drawn[30:170, 160:].reshape(-1, 3)
@@ -37,7 +44,7 @@ def test_tissue_is_coloured_by_kind_and_the_rest_white(mapped):
 
 
 def test_panels_have_one_scale_and_show_the_tissue(mapped):
-    first, second = pl.features(mapped, key="map", return_fig=True).axes
+    first, second = axes_of(mapped)
     assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())
     assert first.get_xlim()[0] == pytest.approx(30 * 8, abs=0.03 * 2400)
     assert second.images[0].get_extent() == [0, 2400, 1600, 0]

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from anndata import AnnData
+from matplotlib.axes import Axes
+from spatialdata import SpatialData
 
 from sphistex import pl
 
 
+def axes_of(source: SpatialData | AnnData) -> list[Axes]:
+    figure = pl.training(source, return_fig=True)
+    assert figure is not None
+    return figure.axes
+
+
 def test_curves_and_best_epochs_are_those_recorded(sdata):
-    (ax,) = pl.training(sdata, return_fig=True).axes
+    (ax,) = axes_of(sdata)
     curves = sdata.tables["superres"].uns["superres"]["training"]
     train, validation = ax.lines
     np.testing.assert_array_equal(train.get_ydata(), curves["train_loss"])
@@ -19,7 +28,7 @@ def test_curves_and_best_epochs_are_those_recorded(sdata):
 
 
 def test_table_and_object_give_the_same_picture(sdata):
-    (one,), (other,) = (pl.training(source, return_fig=True).axes for source in (sdata, sdata.tables["superres"]))
+    (one,), (other,) = axes_of(sdata), axes_of(sdata.tables["superres"])
     np.testing.assert_array_equal(one.lines[0].get_xydata(), other.lines[0].get_xydata())
 
 
@@ -27,7 +36,7 @@ def test_without_held_out_spots_there_is_one_curve(sdata):
     curves = sdata.tables["superres"].uns["superres"]["training"]
     curves["validation_loss"] = np.full(4, np.nan)
     curves["best_epoch"] = np.array([3])
-    (ax,) = pl.training(sdata, return_fig=True).axes
+    (ax,) = axes_of(sdata)
     assert len(ax.lines) == 1
     np.testing.assert_array_equal(ax.collections[0].get_offsets(), [[4, 1.2]])
 

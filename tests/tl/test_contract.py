@@ -35,7 +35,7 @@ def sdata(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpatialData]:
     """A super-resolved section of more than 9,000 superpixels, with the compartment that each lies in."""
     before = sx.settings.cache_dir, sx.settings.progress
     sx.settings.cache_dir, sx.settings.progress = tmp_path_factory.mktemp("cache"), False
-    sdata = sx.datasets.simulate(size_um=790, n_genes=60, seed=1)
+    sdata = sx.datasets.simulate(size_um=820, n_genes=60, seed=1)
     sx.tl.super_resolve(sdata, encoder=colour_and_texture, n_models=1, epochs=80, patience=20, device="cpu")
     table = sdata.tables["superres"]
     table.obs["compartment"] = compartments(sdata)
@@ -69,7 +69,7 @@ def analysed(sdata: SpatialData) -> AnnData:
     sc.pp.highly_variable_genes(adata, n_top_genes=20)
     sc.pp.pca(adata, n_comps=10)
     sc.pp.neighbors(adata, n_neighbors=15)
-    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, resolution=0.5)
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, resolution=0.2)
     return adata
 
 
@@ -99,11 +99,11 @@ def test_totals_are_normalised(sdata: SpatialData) -> None:
     np.testing.assert_allclose(after[before > 0], np.median(before[before > 0]), rtol=1e-3)
 
 
-def test_highly_variable_genes_are_those_of_cell_types(analysed: AnnData) -> None:
+def test_highly_variable_genes_are_those_that_vary(analysed: AnnData) -> None:
     chosen, kind = analysed.var["highly_variable"], analysed.var["kind"]
     assert chosen.sum() == 20
-    specific = kind.isin(["marker", "mixed"])
-    assert specific[chosen].mean() > specific[~chosen].mean()
+    broad = kind == "broad"
+    assert broad[chosen].mean() < broad[~chosen].mean(), "and of gradients, not those that are everywhere"
 
 
 def test_components_separate_compartments(analysed: AnnData) -> None:
@@ -151,11 +151,13 @@ def test_top_genes_of_a_compartment_are_truly_higher_there(analysed: AnnData, sd
     truth = sdata.tables["truth"]
     expected = truth[:, analysed.var_names].to_df("expected")
     expected = expected.div(expected.sum(axis=1), axis=0)
+    folds = {}
     for name in large:
         inside = (truth.obs["compartment"] == name).to_numpy()
         top = list(sc.get.rank_genes_groups_df(adata, name)["names"][:5])
-        fold = expected.loc[inside, top].mean() / expected.loc[~inside, top].mean()
-        assert (fold > 1).mean() >= 0.6, f"{name}: {fold.to_dict()}"
+        folds[name] = float(np.log2(expected.loc[inside, top].mean() / expected.loc[~inside, top].mean()).mean())
+    assert np.mean(list(folds.values())) > 0.5, folds
+    assert np.mean(np.array(list(folds.values())) > 0) >= 0.75, folds
 
 
 # ----------------------------------------------------------------------------------------------- squidpy

@@ -50,7 +50,10 @@ class Encoder(Protocol):
 def resolve_device(device: str = "auto") -> torch.device:
     """The device to compute on; ``"auto"`` is the first there is of CUDA, MPS and CPU."""
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f'device={device!r} must be "auto", "cpu", "mps", "cuda" or "cuda:<number>"') from error
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -119,5 +119,5 @@ def _blocks(vectors: da.Array) -> Iterator[tuple[tuple[slice, slice], NDArray[np
     for row, column in product(*(range(0, size, _BLOCK) for size in vectors.shape[1:])):
         where = slice(row, row + _BLOCK), slice(column, column + _BLOCK)
         block = np.moveaxis(np.asarray(vectors[(slice(None), *where)], dtype=np.float32), 0, -1)
-        inside = block.any(axis=-1)
+        inside: NDArray[np.bool_] = np.any(block, axis=-1)
         yield where, block[inside], inside

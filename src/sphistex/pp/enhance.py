@@ -11,7 +11,7 @@ from scipy import sparse
 from spatialdata.models import ShapesModel, TableModel
 
 from sphistex._section import resolve_section
-from sphistex._store import add_element, check_free, record
+from sphistex._store import add_element, check_free, record, record
 from sphistex.lattice import enhancement_matrix
 from sphistex.pp.tissue import on_tissue
 
@@ -101,6 +101,9 @@ def enhance_spots(
     counts = sparse.csr_matrix(matrix @ sparse.csr_matrix(section.table.X), dtype=np.float32)
     table = ad.AnnData(counts, obs=obs, var=section.table.var.copy(), obsm={"spatial": xy_px})
     table = TableModel.parse(table, region=shapes_name, region_key="region", instance_key="instance_id")
+    made_from = {"shapes_key": section.shapes_key, "table_key": section.table_key}
+    record(sdata, shapes_name, made_from)
+    record(sdata, key_added, made_from)
     add_element(sdata, "shapes", shapes_name, shapes, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
     record(sdata, shapes_name, {"made_from": section.shapes_key, "labels_key": labels_key})

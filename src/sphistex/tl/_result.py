@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from spatialdata import SpatialData
+from spatialdata._core.validation import check_valid_name
 from spatialdata.models import Labels2DModel, TableModel
 from spatialdata.transformations import Scale, Sequence, Translation
 from xarray import DataArray
 
 from sphistex._section import Section
-from sphistex._store import add_element
+from sphistex._store import add_element, check_free, record
 from sphistex.bags import Bags
 from sphistex.nn import SuperResolver
 
@@ -26,6 +27,23 @@ _INSIDE = 0.5
 def labels_name(key_added: str) -> str:
     """Name of the labels that the table ``key_added`` annotates: SpatialData allows a name only once."""
     return f"{key_added}_labels"
+
+
+def check_result_free(sdata: SpatialData, section: Section, key_added: str, *, overwrite: bool) -> None:
+    """Refuse a name under which no result can be added."""
+    try:
+        check_valid_name(key_added)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"key_added={key_added!r} cannot be the name of an element: {error}") from error
+    if key_added == section.table_key:
+        raise ValueError(f"key_added={key_added!r} is the table of the spots' counts; choose another one")
+    check_free(sdata, "tables", key_added, overwrite=overwrite)
+    check_free(sdata, "labels", labels_name(key_added), overwrite=overwrite or _interrupted(sdata, key_added))
+
+
+def _interrupted(sdata: SpatialData, key_added: str) -> bool:
+    """Whether an earlier run ended after it had added its labels, and before their table."""
+    return key_added in sdata.attrs.get("sphistex", {}) and key_added not in sdata.tables
 
 
 def add_result(
@@ -78,6 +96,8 @@ def add_result(
         "crop": [int(c) for c in first],
     }
     table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
+    overwrite = overwrite or _interrupted(sdata, key_added)
+    record(sdata, key_added, {"labels_key": region, "table_key": section.table_key})
     add_element(sdata, "labels", region, labels, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
 

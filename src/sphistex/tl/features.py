@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -145,17 +146,12 @@ def superpixel_features(
         _warn_if_coarse(tiling, grid, image_key)
         transformations = {name: _of_grid(grid, to_system) for name, to_system in transforms.items()}
         work = _work_path(sdata, key_added, params, transformations)
-        try:
-            if not work.exists():
+        if not work.exists():
+            with _explained(work):
                 _create(work, key_added, grid, params, transformations, beside=sdata.path)
-            _fill(work, key_added, image, grid, tiling, tissue)
+        _fill(work, key_added, image, grid, tiling, tissue)
+        with _explained(work):
             _put_in_place(sdata, key_added, work)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"the feature map could not be written to {work}: {error.strerror or error}. Nothing else was changed; "
-                "make room or give permission, and the same call goes on where it stopped",
-            ) from error
         record(sdata, key_added, params)
     _clean_up(sdata, key_added)
 
@@ -305,6 +301,19 @@ def _create(
     os.rename(unready, work)
 
 
+@contextmanager
+def _explained(work: Path) -> Iterator[None]:
+    """Say of an error in writing what it means for the user."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the feature map could not be written to {work}: {error.strerror or error}. Nothing else was changed; "
+            "make room or give permission, and the same call goes on where it stopped",
+        ) from error
+
+
 def _put_in_place(sdata: SpatialData, key: str, work: Path) -> None:
     """Put the complete map into ``sdata`` and its store."""
     if sdata.is_backed():
@@ -338,8 +347,9 @@ def _fill(work: Path, key: str, image: DataArray, grid: Grid, tiling: Tiling, ti
         return tiling.read(image.data, grid.mpp, block)
 
     def write(block: Block, tokens: NDArray[np.float16]) -> None:
-        array[:, block.rows, block.columns] = tokens
-        finished.write(f"{_name(block)}\n".encode())
+        with _explained(work):
+            array[:, block.rows, block.columns] = tokens
+            finished.write(f"{_name(block)}\n".encode())
 
     with (
         (work / _DONE).open("ab", buffering=0) as finished,

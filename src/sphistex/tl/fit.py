@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
@@ -89,6 +90,8 @@ def fit(
     10
     """
     chosen = parameters(preset, **fit_parameters)
+    seed = check_seed(seed)
+    resolve_device(device or settings.device)
     section = resolve_section(
         sdata,
         image_key=image_key,
@@ -107,9 +110,18 @@ def fit(
         chosen,
         features_key=features_key,
         tissue_key=tissue_key,
-        seed=settings.seed if seed is None else seed,
+        seed=seed,
         device=device,
     )
+
+
+def check_seed(seed: int | None) -> int:
+    """The seed to use, that of the settings if None."""
+    if seed is None:
+        return settings.seed
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number of at least 0.")
+    return int(seed)
 
 
 def fit_section(

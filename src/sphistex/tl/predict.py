@@ -11,12 +11,11 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from sphistex._section import Section, resolve_section
-from sphistex._store import check_free
 from sphistex.nn import SuperResolver
 from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
 from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs, section_bags
-from sphistex.tl._result import add_result, labels_name
+from sphistex.tl._result import add_result, check_result_free
 
 # Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
 _MAX_ROUNDS = 100
@@ -77,8 +76,6 @@ def predict(
     >>> sdata.tables["superres"].n_vars
     10
     """
-    check_free(sdata, "tables", key_added, overwrite=overwrite)
-    check_free(sdata, "labels", labels_name(key_added), overwrite=overwrite)
     section = resolve_section(
         sdata,
         image_key=image_key,
@@ -112,6 +109,7 @@ def predict_section(
     overwrite: bool,
 ) -> None:
     """Predict a section that has been resolved and checked."""
+    check_result_free(sdata, section, key_added, overwrite=overwrite)
     _check_fits(sdata, section, model, features_key)
     inputs = gather_inputs(
         sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context

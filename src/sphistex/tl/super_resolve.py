@@ -10,15 +10,15 @@ from spatialdata import SpatialData
 
 from sphistex import encoders
 from sphistex._section import Section, resolve_section
-from sphistex._store import check_free
+from sphistex.encoders.base import resolve_device
 from sphistex.nn import SuperResolver, parameters
 from sphistex.pp.tissue import tissue_mask
 from sphistex.settings import settings
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
-from sphistex.tl._result import labels_name
+from sphistex.tl._result import check_result_free
 from sphistex.tl.features import superpixel_features
-from sphistex.tl.fit import fit_section
+from sphistex.tl.fit import check_seed, fit_section
 from sphistex.tl.predict import predict_section
 
 
@@ -116,9 +116,8 @@ def super_resolve(
     20
     """
     chosen = parameters(preset, **fit_parameters)
-    seed = settings.seed if seed is None else seed
-    check_free(sdata, "tables", key_added, overwrite=overwrite)
-    check_free(sdata, "labels", labels_name(key_added), overwrite=overwrite)
+    seed = check_seed(seed)
+    resolve_device(device or settings.device)
     section = resolve_section(
         sdata,
         image_key=image_key,
@@ -129,6 +128,7 @@ def super_resolve(
         spot_pitch_um=spot_pitch_um,
         strict=strict,
     )
+    check_result_free(sdata, section, key_added, overwrite=overwrite)
     names = choose_genes(section.table, genes)
     model_encoder = encoders.get(encoder, weights=weights, device=device)
     _ensure_tissue(sdata, section, tissue_key)
