@@ -97,7 +97,7 @@ def test_a_part_of_a_result_stays_in_its_place(sdata, genes):
 
 def test_spots_have_their_true_size_and_place(sdata, genes):
     spots = disks(panels(draw(sdata, genes[0]))[1])
-    np.testing.assert_allclose(spots.get_widths(), 55.0)
+    np.testing.assert_allclose(np.asarray(spots.get_widths()), 55.0)
     shapes = sdata.shapes["spots"].geometry
     np.testing.assert_allclose(np.asarray(spots.get_offsets()), np.column_stack([shapes.x, shapes.y]) * 0.5)
 

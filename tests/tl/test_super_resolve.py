@@ -256,7 +256,9 @@ def test_objects_of_spatialdata_io_are_taken_as_they_are(simulated: SpatialData,
     images = {"A_hires_image": hires, "A_full_image": full}
     visium = SpatialData(images=images, shapes={"A": circles}, tables={"table": table})
     sx.tl.super_resolve(visium, **(QUICK | {"epochs": 30}))
-    np.testing.assert_allclose(maps(visium), maps(resolved), atol=1e-5)
+    # the mask may be found on a coarser level of the pyramid, so that it differs here and there at the border
+    assert visium.tables["superres"].n_obs == pytest.approx(resolved.tables["superres"].n_obs, rel=0.01)
+    np.testing.assert_allclose(maps(visium).mean(0), maps(resolved).mean(0), rtol=0.05)
     assert visium.tables["superres"].uns["superres"]["section"]["image_key"] == "A_full_image"
 
 
@@ -392,6 +394,9 @@ MORE_BAD: dict[str, tuple[Callable[[SpatialData], None], dict[str, Any], type[Ex
     ),
     "name of an image": (nothing, {"key_added": "image"}, ValueError, "key_added='image'.*sdata.images"),
     "name of the input": (nothing, {"key_added": "counts", "overwrite": True}, ValueError, "key_added='counts'"),
+    "features over the image": (
+        nothing, {"features_key": "image", "overwrite": True}, ValueError, "features_key='image' is the H&E image",
+    ),
     "name with a slash": (nothing, {"key_added": "a/b"}, ValueError, "key_added='a/b'"),
     "tissue on another grid": (
         add("labels", "tissue", labels((9, 9))), {}, ValueError, r"tissue_key='tissue' has shape \(9, 9\).*tissue_mask",
@@ -513,22 +518,29 @@ KILLED = textwrap.dedent("""
                     os.kill(os.getpid(), signal.SIGKILL)
         return step
 
-    def child(path, deadline):
+    def child(work):
+        # all work is done in children: a fork of a process that has started threads would hang
         if os.fork() == 0:
-            os.rename, os.replace = counted(os.rename, deadline), counted(os.replace, deadline)
-            resolve(path)
-            os._exit(steps)
+            os._exit(work() or 0)
         return os.waitstatus_to_exitcode(os.wait()[1])
 
-    first, *copies = sys.argv[1:]
-    last = child(first, None)
-    for n, path in enumerate(copies):
-        code = child(path, last - n)
+    def killed(path, deadline):
+        os.rename, os.replace = counted(os.rename, deadline), counted(os.replace, deadline)
+        resolve(path)
+        return steps
+
+    def look_and_run_again(path):
         found = read_zarr(path)
-        print(code, "superres_labels" in found.labels, "superres" in found.tables, flush=True)
+        print("superres_labels" in found.labels, "superres" in found.tables, flush=True)
         if "superres" not in found.tables:
             resolve(path)
             assert read_zarr(path).tables["superres"].n_obs > 0
+
+    first, *copies = sys.argv[1:]
+    last = child(lambda: killed(first, None))
+    for n, path in enumerate(copies):
+        print(child(lambda: killed(path, last - n)), end=" ", flush=True)
+        assert child(lambda: look_and_run_again(path)) == 0
 """)
 
 

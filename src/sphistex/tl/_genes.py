@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from anndata import AnnData
@@ -32,6 +32,8 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
         If genes are not in the table, or the argument makes no sense.
     """
     if genes is not None and not isinstance(genes, int | np.integer):
+        if not isinstance(genes, Iterable):
+            raise TypeError(f"genes={genes!r} must be a whole number of genes, or a list of their names.")
         return check_genes(table, genes)
     wanted = DEFAULT_N_GENES if genes is None else int(genes)
     if wanted < 1 or isinstance(genes, bool):

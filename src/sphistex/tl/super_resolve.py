@@ -10,6 +10,7 @@ from spatialdata import SpatialData
 
 from sphistex import encoders
 from sphistex._section import Section, resolve_section
+from sphistex._store import add_element, check_free
 from sphistex.encoders.base import resolve_device
 from sphistex.nn import SuperResolver, parameters
 from sphistex.pp.tissue import tissue_mask
@@ -129,6 +130,10 @@ def super_resolve(
         strict=strict,
     )
     check_result_free(sdata, section, key_added, overwrite=overwrite)
+    if features_key == section.image_key:
+        raise ValueError(f"features_key={features_key!r} is the H&E image; choose another name for the feature map.")
+    recorded = features_key in sdata.attrs.get("sphistex", {})
+    check_free(sdata, "images", features_key, overwrite=overwrite or recorded)
     names = choose_genes(section.table, genes)
     model_encoder = encoders.get(encoder, weights=weights, device=device)
     _ensure_tissue(sdata, section, tissue_key)
@@ -159,23 +164,24 @@ def super_resolve(
 
 
 def _ensure_tissue(sdata: SpatialData, section: Section, tissue_key: str) -> None:
-    """Make the tissue mask if there is none, and check that enough spots lie on it."""
-    made = tissue_key not in sdata.labels
-    if made:
-        tissue_mask(
-            sdata,
-            image_key=section.image_key,
-            shapes_key=section.shapes_key,
-            coordinate_system=section.coordinate_system,
-            mpp=section.mpp,
-            spot_pitch_um=section.pitch_um,
-            key_added=tissue_key,
-        )
-    try:
+    """Make the tissue mask if there is none, once it is clear that enough spots lie on it."""
+    if tissue_key in sdata.labels:
         spots_on_tissue(section, tissue_of(sdata, section, tissue_key))
-    except ValueError:
-        if made:  # leave the object as it was
-            del sdata.labels[tissue_key]
-            if sdata.is_backed():
-                sdata.delete_element_from_disk(tissue_key)
-        raise
+        return
+    check_free(sdata, "labels", tissue_key, overwrite=False)
+    draft = SpatialData(
+        images={section.image_key: sdata.images[section.image_key]},
+        shapes={section.shapes_key: sdata.shapes[section.shapes_key]},
+    )
+    draft.attrs = sdata.attrs
+    tissue_mask(
+        draft,
+        image_key=section.image_key,
+        shapes_key=section.shapes_key,
+        coordinate_system=section.coordinate_system,
+        mpp=section.mpp,
+        spot_pitch_um=section.pitch_um,
+        key_added=tissue_key,
+    )
+    spots_on_tissue(section, tissue_of(draft, section, tissue_key))
+    add_element(sdata, "labels", tissue_key, draft.labels[tissue_key])
