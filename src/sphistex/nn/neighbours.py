@@ -43,7 +43,7 @@ class Neighbours:
         return self.tokens.shape[1] + (0 if self.pitch_um is None else 4)
 
     def around(
-        self, centres_um: NDArray[np.float64], own: sparse.spmatrix | None = None
+        self, centres_um: NDArray[np.floating], own: sparse.spmatrix | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Tokens of the nearest neighbours of each bag.
 

@@ -135,7 +135,9 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
     unknown = sorted(set(changes) - known)
     if unknown:
         raise ValueError(f"unknown fit parameters {unknown}: choose from {sorted(known)}.")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
+    }
     chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
     _check_types(chosen)
     for name, least in _AT_LEAST.items():
@@ -159,7 +161,7 @@ _AT_LEAST = {
     **dict.fromkeys(("n_models", "epochs", "patience", "batch_size", "neighbours", "d", "heads"), 1),
     **dict.fromkeys(("layers", "weight_decay"), 0),
 }
-_TYPES = {
+_TYPES: dict[Any, Any] = {
     int: Integral,
     float: Real,
     bool: (bool, np.bool_),
@@ -176,7 +178,9 @@ def _check_types(chosen: FitParameters) -> None:
             if value not in get_args(kind):
                 raise ValueError(f"{name}={value!r} does not exist: choose one of {list(get_args(kind))}.")
         elif not isinstance(value, _TYPES[kind]):
-            raise TypeError(f"{name}={value!r} must be {getattr(kind, '__name__', kind)}, as in {name}={_default(name)!r}.")
+            raise TypeError(
+                f"{name}={value!r} must be {getattr(kind, '__name__', kind)}, as in {name}={_default(name)!r}."
+            )
 
 
 def _default(name: str) -> Any:

@@ -292,7 +292,8 @@ class SuperResolver:
         place, blend = place.to(self.device), torch.from_numpy(weight).to(self.device)
         total = torch.zeros(self.parameters.n_models, superpixels.shape[1], self.parameters.d, device=self.device)
         share = torch.zeros(superpixels.shape[1], device=self.device)
-        for part in torch.arange(len(centres)).split(_WINDOWS_AT_ONCE):
+        for first in range(0, len(centres), _WINDOWS_AT_ONCE):
+            part = slice(first, first + _WINDOWS_AT_ONCE)
             tokens, token_mask = neighbours.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
             attended = self.module.network.attend(
                 torch.from_numpy(tokens)[None].to(self.device),

@@ -11,7 +11,7 @@ from scipy import sparse
 from spatialdata.models import ShapesModel, TableModel
 
 from sphistex._section import resolve_section
-from sphistex._store import add_element, check_free, record, record
+from sphistex._store import add_element, check_free, record
 from sphistex.lattice import enhancement_matrix
 from sphistex.pp.tissue import on_tissue
 

@@ -132,6 +132,7 @@ def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:
             "shapes_key": section.shapes_key,
             "table_key": section.table_key,
             "coordinate_system": section.coordinate_system,
+            "spot_pitch_um": section.pitch_um,
         },
         "mpp": section.mpp,
         "pitch_um": section.grid.pitch_um,
