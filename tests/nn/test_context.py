@@ -67,7 +67,7 @@ def test_gathered_superpixels_are_those_of_the_map(section: FeatureMap) -> None:
 
 def test_only_what_is_needed_is_read() -> None:
     class Watched:
-        shape = (2, 200, 200)
+        shape: tuple[int, ...] = (2, 200, 200)
         reads: list[tuple[int, ...]] = []
 
         def __getitem__(self, key: tuple[slice, ...]) -> np.ndarray:

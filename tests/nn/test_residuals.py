@@ -68,7 +68,9 @@ def test_length_and_nugget_have_the_largest_marginal_likelihood(xy_um: NDArray) 
     for length in LENGTHS_UM:
         for ratio in SIGNAL_TO_NOISE[1:]:
             shape = ratio * Matern(length, nu=0.5)(xy_um) + np.eye(len(xy_um))
-            noise = float(noisy[:, 0] @ np.linalg.solve(shape, noisy[:, 0])) / len(xy_um)  # its best value, in closed form
+            noise = float(noisy[:, 0] @ np.linalg.solve(shape, noisy[:, 0])) / len(
+                xy_um
+            )  # its best value, in closed form
             kernel = ConstantKernel(ratio * noise) * Matern(length, nu=0.5) + WhiteKernel(noise)
             process = GaussianProcessRegressor(kernel, alpha=0, optimizer=None).fit(xy_um, noisy[:, 0])
             likelihood[length, ratio] = process.log_marginal_likelihood_value_

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,14 @@ from sphistex.nn import PRESETS, FeatureMap, FitParameters, Spots, SuperResolver
 
 SIDE, N_GENES = 80, 5
 GENES = [f"g{i}" for i in range(N_GENES)]
-QUICK = {"n_models": 2, "epochs": 30, "patience": 10, "hidden": (32,), "context": (0, 2), "learning_rate": 3e-3}
+QUICK: dict[str, Any] = {
+    "n_models": 2,
+    "epochs": 30,
+    "patience": 10,
+    "hidden": (32,),
+    "context": (0, 2),
+    "learning_rate": 3e-3,
+}
 
 
 class Section:
@@ -69,7 +77,9 @@ class Section:
         """Linear interpolation of the spots, the nearest one outside them."""
         row, column = np.indices(self.grid.shape)
         centres = np.stack([column + 0.5, row + 0.5], -1) * 8.0
-        linear, nearest = (griddata(self.spots.xy_um, self.spots.counts, centres, kind) for kind in ("linear", "nearest"))
+        linear, nearest = (
+            griddata(self.spots.xy_um, self.spots.counts, centres, kind) for kind in ("linear", "nearest")
+        )
         return np.where(np.isnan(linear), nearest, linear)
 
 
@@ -144,7 +154,9 @@ def test_attention_uses_the_spots(section: Section, attentive: SuperResolver) ->
     other.spots = replace(section.spots, counts=counts)
     difference = np.abs(other.map_of(model) - before).max(-1)
     row, column = np.indices(section.grid.shape)
-    distance = np.hypot((column + 0.5) * 8 - section.spots.xy_um[changed, 0], (row + 0.5) * 8 - section.spots.xy_um[changed, 1])
+    distance = np.hypot(
+        (column + 0.5) * 8 - section.spots.xy_um[changed, 0], (row + 0.5) * 8 - section.spots.xy_um[changed, 1]
+    )
     assert difference[(distance < 100) & section.mask].max() > 1e-4
     assert difference[distance > 350].max() < 1e-6
 

@@ -18,7 +18,7 @@ State = dict[str, torch.Tensor]
 
 
 def planted(seed: int = 0) -> tuple[BagData, torch.Tensor]:
-    """Bags whose counts are Poisson with the sum of their superpixels' rates, exp(linear in the features); the rates."""
+    """Bags with Poisson counts of the sum of their superpixels' rates, exp(linear in features); and the rates."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(N_BAGS * N_SUPERPIXELS, N_FEATURES, generator=generator)
     effect = 0.6 * torch.randn(N_FEATURES, N_GENES, generator=generator)

@@ -30,7 +30,9 @@ def lattice(kind: str, n: int = 3, start: float = 300.0) -> np.ndarray:
 def section(xy: np.ndarray, counts: np.ndarray, mask: np.ndarray | None = None) -> SpatialData:
     """Spots of 55 µm at 0.5 µm per pixel; the spots are given at a tenth of the image's pixels."""
     n = len(xy)
-    obs = pd.DataFrame({"region": pd.Categorical(["spots"] * n), "spot_id": np.arange(n)}, index=[f"s{i}" for i in range(n)])
+    obs = pd.DataFrame(
+        {"region": pd.Categorical(["spots"] * n), "spot_id": np.arange(n)}, index=[f"s{i}" for i in range(n)]
+    )
     table = ad.AnnData(sparse.csr_matrix(counts.astype(np.float32)), obs=obs)
     table.var_names = [f"g{i}" for i in range(counts.shape[1])]
     sdata = SpatialData(
@@ -66,7 +68,10 @@ def test_hand_computed_values_on_a_square_lattice() -> None:
     sdata = section(lattice("square"), np.arange(9.0)[:, None])
     enhance_spots(sdata, mpp=0.5)
     table = sdata.tables["enhanced_spots"]
-    value = {tuple(place): x for place, x in zip(table.obsm["spatial"].round().astype(int), table.X.toarray()[:, 0], strict=True)}
+    value = {
+        tuple(place): x
+        for place, x in zip(table.obsm["spatial"].round().astype(int), table.X.toarray()[:, 0], strict=True)
+    }
     assert value[300, 300] == 0
     assert value[400, 300] == 0.5  # between 0 and 1
     assert value[300, 400] == 1.5  # between 0 and 3

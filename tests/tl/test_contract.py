@@ -47,7 +47,12 @@ def compartments(sdata: SpatialData) -> np.ndarray:
     """True compartment of every superpixel of the result, by its centre."""
     row, column = superpixel(sdata.tables["superres"])
     truth = sdata.tables["truth"].obs.set_index("instance_id")["compartment"]
-    return truth.reindex(np.asarray(sdata.labels["truth_labels"])[row, column]).astype(str).replace("nan", "none").to_numpy()
+    return (
+        truth.reindex(np.asarray(sdata.labels["truth_labels"])[row, column])
+        .astype(str)
+        .replace("nan", "none")
+        .to_numpy()
+    )
 
 
 def superpixel(table: AnnData) -> tuple[np.ndarray, np.ndarray]:
@@ -216,7 +221,8 @@ def test_spatial_scatter_draws_every_superpixel_at_its_place_on_the_picture(sdat
     shown = superpixels.get_array()
     scale = adata.uns["spatial"]["superres"]["scalefactors"]["tissue_hires_scalef"]
     np.testing.assert_allclose(drawn, adata.obsm["spatial"] * scale, atol=0.6)
-    np.testing.assert_allclose(shown, np.asarray(adata[:, gene].X).ravel(), rtol=1e-6)
+    assert shown is not None
+    np.testing.assert_allclose(np.asarray(shown), np.asarray(adata[:, gene].X).ravel(), rtol=1e-6)
     factor = sdata.images["image"].sizes["x"] / width
     assert scale == pytest.approx(1 / factor, rel=0.01)
     plt.close("all")
@@ -231,7 +237,8 @@ def test_labels_and_table_say_the_same_of_every_superpixel(sdata: SpatialData) -
     assert ids.dtype == np.int32
     assert (ids[table.obs["array_row"], table.obs["array_col"]] == table.obs["instance_id"]).all()
     assert (ids > 0).sum() == table.n_obs
-    assert (ids > 0).any(0)[[0, -1]].all() and (ids > 0).any(1)[[0, -1]].all(), "cropped to the tissue"
+    borders = ids[0], ids[-1], ids[:, 0], ids[:, -1]
+    assert all(border.any() for border in borders), "cropped to the tissue"
 
 
 def test_centroids_of_the_labels_are_the_coordinates_of_the_table(sdata: SpatialData) -> None:
@@ -287,7 +294,7 @@ def test_labels_are_drawn_over_the_image_where_tissue_is(sdata: SpatialData) -> 
             plot = plot.pl.render_labels("superres_labels", color=gene, table_name="superres", cmap="gray")
         figure, axes = plt.subplots(figsize=(5, 5), dpi=100)
         plot.pl.show(coordinate_systems="global", ax=axes, colorbar=False)
-        axes.set_position([0, 0, 1, 1])
+        axes.set_position((0, 0, 1, 1))
         axes.set_xlim(0, sdata.images["image"].sizes["x"])
         axes.set_ylim(sdata.images["image"].sizes["y"], 0)
         axes.set_aspect("auto")

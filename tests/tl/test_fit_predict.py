@@ -60,7 +60,10 @@ def model(prepared: SpatialData) -> sx.tl.SuperResolver:
 
 
 def test_fitting_changes_nothing(sdata: SpatialData) -> None:
-    before = [sorted(getattr(sdata, kind)) for kind in ("images", "labels", "shapes", "tables")], copy.deepcopy(sdata.attrs)
+    before = (
+        [sorted(getattr(sdata, kind)) for kind in ("images", "labels", "shapes", "tables")],
+        copy.deepcopy(sdata.attrs),
+    )
     counts = sdata.tables["counts"].X.copy()
     sx.tl.fit(sdata, **QUICK)
     after = [sorted(getattr(sdata, kind)) for kind in ("images", "labels", "shapes", "tables")], sdata.attrs

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sphistex.nn.attention import BCA
-from sphistex.nn.layers import FeedForward, Linear
+from sphistex.nn.layers import Dropout, FeedForward, Linear
 
 
 class HISTEX(nn.Module):
@@ -37,7 +37,7 @@ class HISTEX(nn.Module):
     activation
         Between the layers of the head; None leaves them linear.
     dropout
-        Inside the head and the BCA's FFN, and on the input of the head.
+        After the embedding, and inside the head and the BCA's FFN.
     """
 
     def __init__(
@@ -58,12 +58,11 @@ class HISTEX(nn.Module):
         super().__init__()
         self.embed = nn.Sequential()
         if embed is not None:
-            self.embed = nn.Sequential(Linear(n_models, d_features, embed), nn.GELU(), nn.Dropout(dropout))
+            self.embed = nn.Sequential(Linear(n_models, d_features, embed), nn.GELU(), Dropout(dropout))
             d_features = embed
         self.bca = nn.ModuleList(
             BCA(n_models, d_spots, d if i else d_features, d, heads, dropout) for i in range(layers)
         )
-        self.dropout = nn.Dropout(dropout)
         d_fused = d_features + (d if layers else 0)
         self.head = FeedForward(n_models, (d_fused, *hidden, n_genes), activation=activation, dropout=dropout)
 
@@ -103,7 +102,7 @@ class HISTEX(nn.Module):
         """
         n_models = max(len(attended), len(superpixels))
         fused = torch.cat([x.expand(n_models, *x.shape[1:]) for x in (attended, superpixels)], dim=-1)
-        return self.head(self.dropout(fused))
+        return self.head(fused)
 
     def forward(
         self,

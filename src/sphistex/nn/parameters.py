@@ -55,7 +55,7 @@ class FitParameters:
     embed: int | None = 128
     layers: int = 2
     d: int = 64
-    heads: int = 8
+    heads: int = 4
     hidden: tuple[int, ...] = (256,)
     linear_head: bool = False
     dropout: float = 0.3

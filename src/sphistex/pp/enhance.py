@@ -106,4 +106,3 @@ def enhance_spots(
     record(sdata, key_added, made_from)
     add_element(sdata, "shapes", shapes_name, shapes, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
-    record(sdata, shapes_name, {"made_from": section.shapes_key, "labels_key": labels_key})
