@@ -94,7 +94,7 @@ def test_default_dimensions_are_the_papers():
     network = HISTEX(1, 1024, 30, N_GENES)
     assert len(network.bca) == 2
     assert network.attend(torch.randn(1, 2, 6, 30), torch.randn(1, 2, 37, 1024)).shape == (1, 2, 37, 512)
-    assert network.head[0].weight.shape[1] == 1024 + 512
+    assert network.head[0].get_parameter("weight").shape[1] == 1024 + 512
 
 
 @torch.no_grad()

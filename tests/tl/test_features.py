@@ -118,7 +118,7 @@ def test_the_tissue_mask_is_made_when_there_is_none(tmp_path: Path) -> None:
     picture[:, 200:600, 200:600] = RNG.integers(60, 200, (3, 400, 400), dtype=np.uint8)
     sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"))})
     superpixel_features(sdata, encoder=MeanColour(), mpp=0.5)
-    described = np.asarray(sdata.images["superpixel_features"]).any(axis=0)
+    described = np.asarray(np.any(sdata.images["superpixel_features"], axis=0))
     np.testing.assert_array_equal(described, np.asarray(sdata.labels["tissue"]) > 0)
     assert described[25, 25]
     assert not described[2, 2]
