@@ -13,13 +13,11 @@ _INT64 = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 
 
 class Linear(nn.Module):
-    """``n_models`` independent linear maps."""
+    """``n_models`` independent linear maps, with torch's initial weights."""
 
     def __init__(self, n_models: int, d_in: int, d_out: int) -> None:
         super().__init__()
-        # Variance 1 / d_in keeps the scale of what passes through. torch's default, a third of it, lets the gradients
-        # of the attention, which has neither residuals nor norms, fade to where floats are denormal and slow.
-        bound = (3 / d_in) ** 0.5
+        bound = d_in**-0.5
         self.weight = nn.Parameter(torch.empty(n_models, d_in, d_out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(n_models, 1, d_out))
 
