@@ -35,7 +35,8 @@ def mil_ridge(
     best = errors.argmin(0)
     rates = np.zeros((len(vectors), targets.shape[1]))
     for i in np.unique(best):
-        rates[:, best == i] = Ridge(penalties[i]).fit(inputs, targets[:, best == i]).predict(vectors)
+        fitted = Ridge(penalties[i]).fit(inputs, targets[:, best == i])
+        rates[:, best == i] = fitted.predict(vectors).reshape(len(vectors), -1)  # one gene comes back flat
     # residuals of spots that the fit has not seen: those of its own spots are too small
     unexplained = targets - held_out[best, :, np.arange(len(best))].T
     smooth = SmoothResiduals.fit(spots.xy_um, unexplained)
