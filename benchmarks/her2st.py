@@ -23,7 +23,6 @@ import sphistex as sx
 from sphistex._section import resolve_section
 from sphistex.metrics import baselines, pearson
 from sphistex.tl._genes import choose_genes
-from sphistex.tl._inputs import section_bags
 
 
 def main() -> None:
@@ -98,7 +97,7 @@ def held_out_spots(store: Path, genes: list[str], changes: dict) -> None:
     places = {
         "nearest spot": baselines.nearest(whole.xy_px[~test], seen, whole.xy_px[test]),
         "linear interpolation": baselines.linear(whole.xy_px[~test], seen, whole.xy_px[test]),
-        "sphistex": section_bags(whole).take(test).weights @ rates.reshape(-1, len(genes)),
+        "sphistex": whole.bags.take(test).weights @ rates.reshape(-1, len(genes)),
     }
     scores = pd.DataFrame({method: pearson(values, measured) for method, values in places.items()}, index=genes)
     print(f"{test.sum()} held-out spots, {len(genes)} genes, mean Pearson r:")

@@ -20,6 +20,23 @@ def test_weights_are_shares_of_area(centre_px, mpp):
         assert weight == pytest.approx(disk.intersection(square).area / square.area, abs=3e-3)
 
 
+def test_polygons_have_the_same_weights_as_the_disks_that_they_outline():
+    rng = np.random.default_rng(0)
+    grid = Grid((40, 30), mpp=0.6)
+    centres, radii = rng.uniform(0, 400, (12, 2)), rng.uniform(10, 60, 12)
+    disks = Bags.from_disks(grid, centres, radii)
+    outlines = [Point(xy).buffer(radius, quad_segs=256) for xy, radius in zip(centres, radii, strict=True)]
+    polygons = Bags.from_polygons(grid, outlines)
+    np.testing.assert_allclose(polygons.weights.toarray(), disks.weights.toarray(), atol=3e-3)
+
+
+def test_a_polygon_outside_the_image_is_an_empty_bag():
+    polygons = Bags.from_polygons(
+        Grid((4, 4), mpp=1.0), [box(100, 100, 108, 108), box(-20, -20, -8, 0), box(4, 4, 12, 12)]
+    )
+    np.testing.assert_allclose(polygons.weights.sum(1).ravel(), [[0, 0, 1]])
+
+
 def test_a_visium_spot_covers_its_area_and_not_more_than_its_superpixels():
     grid = Grid((40, 40), mpp=0.5)
     bags = Bags.from_disks(grid, np.full((1, 2), 328.0), 55.0)  # centred on a superpixel

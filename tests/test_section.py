@@ -248,10 +248,12 @@ def test_coordinate_systems_that_disagree_must_be_chosen_from() -> None:
     assert resolve_section(sdata, coordinate_system="other").mpp == pytest.approx(MPP / 1.1)
 
 
-def test_square_bins_are_not_spots() -> None:
-    bins = [box(x, y, x + 16, y + 16) for x, y in hexagonal()]
-    with pytest.raises(ValueError, match="must be circles"):
-        resolve_section(section(shapes={"spots": ShapesModel.parse(gpd.GeoDataFrame(geometry=bins))}))
+def test_polygons_are_bags_of_their_own_shape() -> None:
+    bins = [box(x, y, x + 60, y + 40) for x, y in hexagonal()]
+    found = resolve_section(section(shapes={"spots": ShapesModel.parse(gpd.GeoDataFrame(geometry=bins))}))
+    np.testing.assert_allclose(found.xy_px, hexagonal() + [30, 20])
+    np.testing.assert_allclose(np.pi * found.radius_px**2, 60 * 40)
+    np.testing.assert_allclose(found.bags.weights.sum(1) * found.grid.pitch_px**2, 60 * 40)
 
 
 @pytest.mark.parametrize(("value", "message"), [(-1.0, "negative"), (np.nan, "NaN"), (np.inf, "infinite")])

@@ -11,13 +11,16 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from spatialdata.transformations.transformations import BaseTransformation
 
+from sphistex.grid import SUPERPIXEL_UM
+
 logger = logging.getLogger("sphistex")
 
 # Key of `sdata.attrs["sphistex"]` under which `sphistex.io` notes {shapes_key: {"pitch_um": ..., "diameter_um": ...}}.
 INPUT_RECORD = "input"
 
-_SPACE_RANGER_IMAGE = re.compile(r"(?P<id>.*?)_?(?P<size>full|hires|lowres)_image")
-_SPACE_RANGER_SIZES = ("full", "hires", "lowres")
+_SPACE_RANGER_IMAGE = re.compile(r"(?P<id>.*?)_?(?P<size>full|hires|lowres|cytassist)_image")
+_SPACE_RANGER_SIZES = ("full", "hires", "lowres", "cytassist")
+_HD_BINS = re.compile(r"(?P<id>.*?)_?square_(?P<size>\d{3})um")
 
 
 def candidates(sdata: SpatialData, kind: Literal["images", "shapes", "tables"]) -> list[str]:
@@ -64,36 +67,57 @@ def choose_image(sdata: SpatialData, named: str | None, *, among: set[str] | Non
 
 
 def choose_shapes(sdata: SpatialData, named: str | None, table_key: str | None) -> str:
-    """The named shapes, or the only circles, preferably those that a table (``table_key``, if named) annotates."""
+    """The named shapes, or the only spots or bins, preferably those that a table (``table_key``, if named) annotates.
+
+    Of the bins of Visium HD in several sizes, those of a superpixel are taken. Other polygons only where there is
+    nothing else.
+    """
     if named is not None:
         _named(sdata, "shapes", "shapes_key", named)
-        _check_circles(sdata, named)
+        _check_areas(sdata, named)
         return named
     names = candidates(sdata, "shapes")
     if not names:
         raise ValueError(none_of("shapes (spots)", sdata))
-    circles = [name for name in names if are_circles(sdata.shapes[name])]
-    if not circles:
-        _check_circles(sdata, names[0])
     tables = candidates(sdata, "tables") if table_key is None else [_named(sdata, "tables", "table_key", table_key)]
-    annotated = [name for name in circles if any(name in _regions(sdata.tables[table]) for table in tables)]
-    return _only(annotated or circles, "shapes", "shapes_key")
+    found = [name for name in names if is_spots(name, sdata.shapes[name])] or names
+    found = [name for name in found if any(name in _regions(sdata.tables[table]) for table in tables)] or found
+    chosen = _of_hd_bins(found) or _only(found, "shapes", "shapes_key")
+    _check_areas(sdata, chosen)
+    return chosen
+
+
+def hd_bin_um(shapes_key: str) -> int | None:
+    """Side of the bins of Visium HD in µm, from the name that spatialdata-io gives them; None for other shapes."""
+    match = _HD_BINS.fullmatch(shapes_key)
+    return int(match["size"]) if match else None
+
+
+def _of_hd_bins(names: list[str]) -> str | None:
+    """Of the bins of one Visium HD section in several sizes, those of a superpixel or else the next larger ones."""
+    sizes = {size: name for name in names if (size := hd_bin_um(name)) is not None}
+    ids = {match["id"] for name in names if (match := _HD_BINS.fullmatch(name))}
+    if len(ids) != 1 or len(sizes) < len(names) or len(names) == 1:
+        return None
+    chosen = sizes[min(sizes, key=lambda size: (size < SUPERPIXEL_UM, abs(size - SUPERPIXEL_UM)))]
+    logger.info("of the bins %s, %r is used: those of the size of a superpixel", names, chosen)
+    return chosen
 
 
 def are_circles(shapes: Any) -> bool:
     return "radius" in shapes.columns and bool((shapes.geometry.geom_type == "Point").all())
 
 
-def _check_circles(sdata: SpatialData, name: str) -> None:
-    if not are_circles(sdata.shapes[name]):
-        kinds = sorted(sdata.shapes[name].geometry.geom_type.unique())
-        raise ValueError(
-            f"shapes {name!r} are {kinds}, but spots must be circles (points with a radius). Visium HD bins are "
-            "already finer than a superpixel or as fine, and need no super-resolution"
-        )
-    if not len(sdata.shapes[name]):
+def is_spots(name: str, shapes: Any) -> bool:
+    """Whether these are circles or bins of Visium HD, and not, say, outlines of cells or regions."""
+    return are_circles(shapes) or hd_bin_um(name) is not None
+
+
+def _check_areas(sdata: SpatialData, name: str) -> None:
+    shapes = sdata.shapes[name]
+    if not len(shapes):
         raise ValueError(f"shapes {name!r} are empty; there are no spots to learn from")
-    if not sdata.shapes[name].index.is_unique:
+    if not shapes.index.is_unique:
         raise ValueError(f"shapes {name!r} have duplicated index values, so that table rows cannot be matched to them")
 
 

@@ -6,9 +6,11 @@ import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import shapely
 from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData, get_pyramid_levels
@@ -23,11 +25,14 @@ from sphistex._elements import (
     choose_image,
     choose_shapes,
     choose_table,
+    hd_bin_um,
+    is_spots,
     none_of,
     transforms_of,
 )
-from sphistex._scale import VISIUM_DIAMETER_UM, VISIUM_PITCH_UM, lattice_of, scale_from_lattice
-from sphistex.grid import Grid
+from sphistex._scale import VISIUM_DIAMETER_UM, VISIUM_PITCH_UM, Lattice, lattice_of, scale_from_lattice
+from sphistex.bags import Bags
+from sphistex.grid import SUPERPIXEL_UM, Grid
 
 logger = logging.getLogger("sphistex")
 
@@ -35,13 +40,15 @@ _COARSE_MPP = 1.0
 # A transformation may stretch one axis by this much more than the other before it counts as shearing.
 _MAX_ANISOTROPY = 0.01
 _MAX_DISAGREEMENT_PX = 1.0
+# Spots narrower than this share of a superpixel are finer than it.
+_MIN_SIDE = 0.5
 # Between these (µm), the diameter of a Visium spot is the theoretical 65 µm of Space Ranger.
 _THEORETICAL_DIAMETER_UM = (60.0, 70.0)
 
 
 @dataclass(frozen=True)
 class Spots:
-    """Spots on their image, whether or not they have counts.
+    """Spots (or bins) on their image, whether or not they have counts.
 
     Parameters
     ----------
@@ -56,7 +63,9 @@ class Spots:
     xy_px
         Spot centres (n_spots, 2) in image pixels, x first.
     radius_px
-        Spot radii (n_spots,) in image pixels.
+        Spot radii (n_spots,) in image pixels; of polygons, those of disks of the same area.
+    outlines_px
+        Polygons (n_spots,) in image pixels where spots are not disks, otherwise None.
     mpp
         Microns per image pixel.
     pitch_um
@@ -70,6 +79,7 @@ class Spots:
     image_transforms: dict[str, BaseTransformation]
     xy_px: NDArray[np.float64]
     radius_px: NDArray[np.float64]
+    outlines_px: NDArray[np.object_] | None
     mpp: float
     pitch_um: float
 
@@ -77,6 +87,13 @@ class Spots:
     def grid(self) -> Grid:
         """The superpixel lattice over the image."""
         return Grid.over_image((self.image.sizes["y"], self.image.sizes["x"]), self.mpp)
+
+    @cached_property
+    def bags(self) -> Bags:
+        """The spots as bags of superpixels, whether on tissue or not."""
+        if self.outlines_px is None:
+            return Bags.from_disks(self.grid, self.xy_px, self.radius_px)
+        return Bags.from_polygons(self.grid, self.outlines_px)
 
 
 @dataclass(frozen=True)
@@ -111,10 +128,11 @@ def resolve_section(
     Parameters
     ----------
     sdata
-        SpatialData with an H&E image, circular spots and a table of raw counts that annotates them.
+        SpatialData with an H&E image, circular spots (or polygons, such as the bins of Visium HD) and a table of raw
+        counts that annotates them.
     image_key, shapes_key, table_key
         Which elements; needed only where there are several. Of Space Ranger's ``*_full_image``, ``*_hires_image``
-        and ``*_lowres_image`` the finest is taken.
+        and ``*_lowres_image`` the finest is taken, of Visium HD's bins those of 8 µm.
     coordinate_system
         Through which coordinate system image and spots lie on each other; any one that both have, by default.
     mpp
@@ -154,6 +172,7 @@ def resolve_section(
         table=table,
         xy_px=spots.xy_px[rows],
         radius_px=spots.radius_px[rows],
+        outlines_px=None if spots.outlines_px is None else spots.outlines_px[rows],
         mpp=spots.mpp,
         pitch_um=spots.pitch_um,
     )
@@ -179,8 +198,8 @@ def resolve_image(
 
 
 def has_spots(sdata: SpatialData) -> bool:
-    """Whether there are circles that could be spots."""
-    return any(are_circles(sdata.shapes[name]) for name in candidates(sdata, "shapes"))
+    """Whether there are circles or bins that could be spots."""
+    return any(is_spots(name, sdata.shapes[name]) for name in candidates(sdata, "shapes"))
 
 
 def resolve_spots(
@@ -197,16 +216,16 @@ def resolve_spots(
     if image_key is None and not candidates(sdata, "images"):
         raise ValueError(none_of("image", sdata))
     shapes_key = choose_shapes(sdata, shapes_key, table_key)
-    circles = sdata.shapes[shapes_key]
+    shapes = sdata.shapes[shapes_key]
     image_key = choose_image(
-        sdata, image_key, among={coordinate_system} if coordinate_system else set(transforms_of(circles))
+        sdata, image_key, among={coordinate_system} if coordinate_system else set(transforms_of(shapes))
     )
     image_key, image, transforms = resolve_image(sdata, image_key=image_key)
-    system, to_image = _to_image(circles, f"spots {shapes_key!r}", image, image_key, transforms, coordinate_system)
-    xy_px = np.column_stack([circles.geometry.x, circles.geometry.y]) @ to_image[:2, :2].T + to_image[:2, 2]
-    radius_px = circles["radius"].to_numpy(dtype=float) * np.sqrt(abs(np.linalg.det(to_image)))
+    system, to_image = _to_image(shapes, f"spots {shapes_key!r}", image, image_key, transforms, coordinate_system)
+    xy_px, radius_px, outlines_px = _placed(shapes, to_image, hd_bin_um(shapes_key))
     mpp, pitch_um, radius_px = _scale(sdata, image_key, shapes_key, xy_px, radius_px, mpp, spot_pitch_um)
-    return Spots(image_key, shapes_key, system, image, transforms, xy_px, radius_px, mpp, pitch_um)
+    _check_resolved(shapes_key, radius_px * mpp)
+    return Spots(image_key, shapes_key, system, image, transforms, xy_px, radius_px, outlines_px, mpp, pitch_um)
 
 
 def affine_to_image(sdata: SpatialData, element: Any, image_key: str, what: str) -> NDArray[np.float64]:
@@ -259,6 +278,23 @@ def _to_image(
     return first, to_image[first]
 
 
+def _placed(
+    shapes: Any, to_image: NDArray[np.float64], bin_um: int | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_] | None]:
+    """Centres (n, 2), radii (n,) and, of what is no disk, outlines (n,) in image pixels."""
+    geometry, stretch = shapes.geometry, np.sqrt(abs(np.linalg.det(to_image)))
+    if are_circles(shapes) and bin_um is None:
+        return _moved(shapely.get_coordinates(geometry), to_image), shapes["radius"].to_numpy(float) * stretch, None
+    if are_circles(shapes):  # bins are squares, also where the reader was asked for circles
+        geometry = geometry.buffer(shapes["radius"], cap_style="square")
+    outlines = shapely.transform(geometry.to_numpy(), lambda xy: _moved(xy, to_image))
+    return shapely.get_coordinates(shapely.centroid(outlines)), np.sqrt(shapely.area(outlines) / np.pi), outlines
+
+
+def _moved(xy: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return xy @ affine[:2, :2].T + affine[:2, 2]
+
+
 def _affine(transformation: BaseTransformation) -> NDArray[np.float64]:
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
@@ -281,7 +317,10 @@ def _scale(
 ) -> tuple[float, float, NDArray[np.float64]]:
     """Microns per pixel, spot pitch in µm and spot radii in pixels; logs what was found, warns of a coarse image."""
     recorded = sdata.attrs.get("sphistex", {}).get(INPUT_RECORD, {}).get(shapes_key, {}).get("pitch_um")
-    lattice = lattice_of(xy_px)
+    lattice, bin_um = None, hd_bin_um(shapes_key)
+    if bin_um is not None:  # bins touch each other, also where most of them are missing
+        recorded, lattice = bin_um, Lattice(float(np.sqrt(np.pi) * np.median(radius_px)), "square")
+    lattice = lattice_of(xy_px) if lattice is None else lattice
     found = scale_from_lattice(lattice, mpp=mpp, spot_pitch_um=recorded if spot_pitch_um is None else spot_pitch_um)
     logger.info(
         "image %r: %.4g µm per pixel (%s); spots %r %.4g px = %.4g µm apart, %s lattice",
@@ -307,6 +346,17 @@ def _scale(
     if lattice.kind == "hexagonal" and recorded is None and spot_pitch_um is None:
         radius_px = _visium_radius(radius_px, lattice.pitch_px, shapes_key)
     return found, lattice.pitch_px * found, radius_px
+
+
+def _check_resolved(shapes_key: str, radius_um: NDArray[np.float64]) -> None:
+    """Refuse spots that are much smaller than the superpixels that they shall be resolved into."""
+    side_um = float(np.sqrt(np.pi) * np.median(radius_um))
+    if side_um < _MIN_SIDE * SUPERPIXEL_UM:
+        raise ValueError(
+            f"spots or bins {shapes_key!r} are {side_um:.2g} µm wide, finer than the superpixels of "
+            f"{SUPERPIXEL_UM:g} µm: there is nothing to resolve. Of Visium HD, take the bins of 8 or 16 µm "
+            "(shapes_key=, or bin_size=8 when reading)"
+        )
 
 
 def _visium_radius(radius_px: NDArray[np.float64], pitch_px: float, shapes_key: str) -> NDArray[np.float64]:

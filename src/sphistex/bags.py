@@ -12,6 +12,8 @@ from sphistex.grid import Grid
 
 # Columns of a superpixel over which its overlap with a disk is integrated (exact along the other axis).
 _SLICES = 64
+# Polygons whose overlaps are in memory at once.
+_POLYGONS_AT_ONCE = 20_000
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,27 @@ class Bags:
         shape = (len(centres), grid.size)
         return cls(sparse.csr_matrix((overlap[inside], (spots[inside], index)), shape=shape), grid)
 
+    @classmethod
+    def from_polygons(cls, grid: Grid, polygons: ArrayLike) -> Bags:
+        """Bags of ``polygons`` (n,), shapely geometries in image pixels, such as the square bins of Visium HD.
+
+        Examples
+        --------
+        >>> import shapely
+        >>> bags = Bags.from_polygons(Grid((2, 2), mpp=1.0), [shapely.box(4, 0, 12, 8)])
+        >>> bags.weights.toarray().tolist()
+        [[0.5, 0.5, 0.0, 0.0]]
+        """
+        import shapely  # here, so that the computing core runs where there is none
+
+        scaled = shapely.transform(np.asarray(polygons, dtype=object), lambda xy: xy / grid.pitch_px)
+        parts = [
+            _polygon_overlaps(scaled[first : first + _POLYGONS_AT_ONCE], grid)
+            for first in range(0, len(scaled), _POLYGONS_AT_ONCE)
+        ]
+        blank = sparse.csr_matrix((0, grid.size))
+        return cls(sparse.csr_matrix(sparse.vstack([blank, *parts])), grid)
+
     def within(self, mask: NDArray[np.bool_]) -> Bags:
         """The same spots without the superpixels outside ``mask`` (rows, columns), such as a tissue mask."""
         keep = sparse.diags(mask.ravel().astype(float))
@@ -88,3 +111,20 @@ def _disk_square_overlap(left: NDArray, top: NDArray, radii: NDArray) -> NDArray
         half_chord = np.sqrt(np.maximum(radii[:, None, None] ** 2 - (left + step) ** 2, 0.0))
         area += np.clip(np.minimum(top + 1, half_chord) - np.maximum(top, -half_chord), 0.0, None)
     return area / _SLICES
+
+
+def _polygon_overlaps(polygons: NDArray[np.object_], grid: Grid) -> sparse.csr_matrix:
+    """Area that polygons share with the unit squares of the grid, (n_polygons, n_superpixels)."""
+    import shapely
+
+    bounds = shapely.bounds(polygons)
+    low = np.clip(np.floor(bounds[:, :2]), 0, grid.shape[::-1]).astype(int)
+    high = np.clip(np.ceil(bounds[:, 2:]), low, grid.shape[::-1]).astype(int)
+    columns, rows = (high - low).T
+    owner = np.repeat(np.arange(len(polygons)), columns * rows)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(columns * rows) - columns * rows, columns * rows)
+    column, row = low[owner, 0] + place % columns[owner], low[owner, 1] + place // columns[owner]
+    shared = shapely.area(shapely.intersection(polygons[owner], shapely.box(column, row, column + 1, row + 1)))
+    inside = shared > 1e-9
+    index = row[inside] * grid.shape[1] + column[inside]
+    return sparse.csr_matrix((shared[inside], (owner[inside], index)), shape=(len(polygons), grid.size))

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 # A last row or column thinner than this share of a superpixel is rounding in the scale, not image.
 _SLIVER = 0.1
+SUPERPIXEL_UM = 8.0
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Grid:
 
     shape: tuple[int, int]
     mpp: float
-    pitch_um: float = 8.0
+    pitch_um: float = SUPERPIXEL_UM
 
     @classmethod
-    def over_image(cls, image_shape_px: tuple[int, int], mpp: float, pitch_um: float = 8.0) -> Grid:
+    def over_image(cls, image_shape_px: tuple[int, int], mpp: float, pitch_um: float = SUPERPIXEL_UM) -> Grid:
         """Lattice that covers an image of (height, width) px."""
         pitch_px = pitch_um / mpp
         rows, columns = (max(1, int(np.ceil(size / pitch_px - _SLIVER))) for size in image_shape_px)

@@ -261,6 +261,14 @@ def test_parameters_of_another_type_are_refused_at_once(name: str) -> None:
         parameters(**{name: "5"})
 
 
+def test_none_switches_off_what_can_be_switched_off() -> None:
+    chosen = parameters(patience=None, embed=None)
+    assert chosen.patience is None
+    assert chosen.embed is None
+    with pytest.raises(TypeError, match="epochs=None"):
+        parameters(epochs=None)
+
+
 def test_parameters_survive_json() -> None:
     for preset in PRESETS.values():
         assert FitParameters.from_json(preset.to_json()) == preset

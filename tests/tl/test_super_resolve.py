@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from scipy import sparse
+from scipy.spatial import KDTree
 from spatialdata import SpatialData, get_centroids, read_zarr
 from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
@@ -270,6 +274,41 @@ def test_objects_of_spatialdata_io_are_taken_as_they_are(simulated: SpatialData,
     assert visium.tables["superres"].n_obs == pytest.approx(resolved.tables["superres"].n_obs, rel=0.01)
     np.testing.assert_allclose(maps(visium).mean(0), maps(resolved).mean(0), rtol=0.05)
     assert visium.tables["superres"].uns["superres"]["section"]["image_key"] == "A_full_image"
+
+
+def visium_hd(simulated: SpatialData) -> tuple[SpatialData, np.ndarray]:
+    """The simulated section as bins of 8 µm that lie across the grid, with few counts each, and what is expected."""
+    truth = simulated.tables["truth"]
+    xy = truth.obsm["spatial"] - GRID_PX / 4
+    outlines = shapely.box(*(xy - GRID_PX / 2).T, *(xy + GRID_PX / 2).T)
+    name, numbers = "A_square_008um", np.arange(len(xy))
+    obs = pd.DataFrame({"region": pd.Categorical([name] * len(xy)), "bin": numbers}, index=numbers.astype(str))
+    expected = 0.02 * np.asarray(truth.X.toarray() if sparse.issparse(truth.X) else truth.X)
+    counts = sparse.csr_matrix(np.random.default_rng(0).poisson(expected).astype(np.float32))
+    table = TableModel.parse(
+        ad.AnnData(counts, obs=obs, var=truth.var), region=name, region_key="region", instance_key="bin"
+    )
+    shapes = ShapesModel.parse(gpd.GeoDataFrame(geometry=outlines), transformations={"A": Identity()})
+    image = Image2DModel.parse(
+        np.asarray(simulated.images["image"]), dims=("c", "y", "x"), transformations={"A": Identity()}
+    )
+    hd = SpatialData(images={"A_full_image": image}, shapes={name: shapes}, tables={"square_008um": table})
+    return hd, expected
+
+
+def test_bins_of_visium_hd_are_denoised(simulated: SpatialData) -> None:
+    hd, expected = visium_hd(simulated)
+    sx.tl.super_resolve(hd, **(QUICK | {"layers": 1, "epochs": 10}))
+    table, bins = hd.tables["superres"], hd.tables["square_008um"]
+    counts = bins[:, table.var_names].X.toarray()
+    assert table.X[table.obs["in_spot"]].sum() == pytest.approx(counts.sum(), rel=0.1)
+    expected = expected[:, bins.var_names.get_indexer(table.var_names)]
+    _, place = KDTree(table.obsm["spatial"]).query(simulated.tables["truth"].obsm["spatial"])
+
+    def correlation(values: np.ndarray) -> float:
+        return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(values.T, expected.T, strict=True)]))
+
+    assert correlation(table.X[place]) > correlation(counts) + 0.03
 
 
 def test_results_and_enhanced_spots_are_not_mistaken_for_input(sdata: SpatialData) -> None:

@@ -117,7 +117,7 @@ PRESETS = {
 
 
 def parameters(preset: str = "default", **changes: Any) -> FitParameters:
-    """Parameters of a preset with some of them changed; None leaves the preset's value.
+    """Parameters of a preset with some of them changed.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
     }
-    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+    chosen = replace(PRESETS[preset], **given)
     _check_types(chosen)
     for name, least in _AT_LEAST.items():
         if getattr(chosen, name) is not None and not getattr(chosen, name) >= least:

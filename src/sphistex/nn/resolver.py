@@ -24,14 +24,22 @@ from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Neighbours
 from sphistex.nn.parameters import FitParameters
+from sphistex.nn.pooling import pooling
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
 from sphistex.nn.windows import Windows
 
 # Distance between prediction windows, in superpixels: with a spot's radius of 3.4 every superpixel lies in about 4.
+# Smaller capture areas make smaller windows, which lie closer.
 _STRIDE = 3
 _WINDOWS_AT_ONCE = 256
+# Superpixels that a model is trained on at most, so that their features fit in memory whatever the section's size.
+_MAX_INSTANCES = 300_000
+# Bins closer than this are pooled into larger bags for training.
+_SMALLEST_BAG_UM = 16.0
+# Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
+_INSTANCES_PER_BATCH = 1000
 
 
 @dataclass(frozen=True)
@@ -118,25 +126,25 @@ class SuperResolver:
         on_epoch
             Called with (epoch, training loss, validation loss).
         """
-        sources, bags_um = _training_bags(spots, parameters)
-        train_bags = Bags.from_disks(bags.grid, bags_um / bags.grid.mpp, sources @ spots.radius_um / bags.grid.mpp)
-        train_bags = train_bags.within(features.mask)
-        on_tissue = np.asarray(train_bags.weights.sum(1)).ravel() > 0
-        train_bags, sources, bags_um = train_bags.take(on_tissue), sources[on_tissue], bags_um[on_tissue]
+        pool, whole, train_bags = _pooled(spots, bags)
+        sources, bags_um, train_bags = _training_bags(whole, train_bags, features.mask, parameters)
+        chosen = _within_memory(train_bags, seed)
+        train_bags, sources, bags_um = train_bags.take(chosen), sources[chosen], bags_um[chosen]
         index, weight = train_bags.padded()
         instances, index = np.unique(index, return_inverse=True)
         vectors = torch.from_numpy(features.gather(instances))
-        counts = torch.from_numpy(np.asarray(spots.counts, dtype=np.float32))
-        bag_counts = torch.from_numpy(np.asarray(sources @ spots.counts, dtype=np.float32))
+        places, _ = pooling(spots.xy_um, spots.pitch_um)
+        counts = torch.from_numpy(np.asarray(places @ spots.counts, dtype=np.float32))
+        bag_counts = torch.from_numpy(np.asarray(sources @ whole.counts, dtype=np.float32))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
             module.scaling.adapt(vectors)
             resolver = cls(
-                list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(spots.radius_um))
+                list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(whole.radius_um))
             )
             tokens, token_mask = resolver._neighbours(spots).around(
-                bags_um, sources if parameters.hold_out_own else None
+                bags_um, sources @ pool if parameters.hold_out_own else None
             )
             data = BagData(
                 features=module.scaling(vectors.to(device)),
@@ -153,7 +161,7 @@ class SuperResolver:
                 _held_out(sources, parameters, seed).to(device),
                 epochs=parameters.epochs,
                 patience=parameters.patience,
-                batch_size=parameters.batch_size,
+                batch_size=max(parameters.batch_size, _INSTANCES_PER_BATCH * len(weight) // train_bags.weights.nnz),
                 learning_rate=parameters.learning_rate,
                 weight_decay=parameters.weight_decay,
                 schedule=parameters.schedule,
@@ -234,27 +242,29 @@ class SuperResolver:
 
     def _neighbours(self, spots: Spots) -> Neighbours:
         """The spots that bags attend to."""
-        matrix = sparse.identity(len(spots.xy_um), format="csr")
+        matrix, pitch_um = pooling(spots.xy_um, spots.pitch_um)
         if self.parameters.spots == "enhanced":
-            matrix = enhancement_matrix(spots.xy_um, spots.pitch_um)
+            matrix = enhancement_matrix(_mean(matrix) @ spots.xy_um, pitch_um) @ matrix
+        mean = _mean(matrix)
         counts = torch.from_numpy(np.asarray(matrix @ spots.counts, dtype=np.float32)).to(self.device)
         tokens = self.module.profile(counts).cpu().numpy()
-        pitch_um = spots.pitch_um if self.parameters.profile == "components" else None
-        return Neighbours(matrix @ spots.xy_um, tokens, matrix, self.parameters.neighbours, pitch_um)
+        place = pitch_um if self.parameters.profile == "components" else None
+        return Neighbours(mean @ spots.xy_um, tokens, mean, self.parameters.neighbours, place)
 
     def _correction(
         self, features: FeatureMap, bags: Bags, spots: Spots, neighbours: Neighbours, seed: int
     ) -> SmoothResiduals:
         """Smoothed difference between measured and predicted spots, in counts per superpixel."""
-        predicted = np.zeros_like(spots.counts, dtype=np.float64)
+        pool, _ = pooling(spots.xy_um, spots.pitch_um)
+        places = sparse.csc_matrix(pool @ bags.weights)
+        residuals = np.asarray(pool @ spots.counts, dtype=np.float64)
         for rows, columns in features.blocks():
             rates = self._rates(features, rows, columns, neighbours)
             inside = features.mask[rows, columns]
             row, column = np.nonzero(inside)
             index = np.ravel_multi_index((row + rows.start, column + columns.start), features.mask.shape)
-            predicted += bags.weights[:, index] @ rates[inside]
-        area = np.asarray(bags.weights.sum(1)).ravel()
-        return SmoothResiduals.fit(spots.xy_um, (spots.counts - predicted) / area[:, None], seed=seed)
+            residuals -= places[:, index] @ rates[inside]
+        return SmoothResiduals.fit(_mean(pool) @ spots.xy_um, residuals / np.asarray(places.sum(1)), seed=seed)
 
     @torch.no_grad()
     def _rates(self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours) -> NDArray[np.float32]:
@@ -282,7 +292,8 @@ class SuperResolver:
         self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
     ) -> tuple[Tensor, Tensor]:
         """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
-        windows = Windows(self.window_um / self.pitch_um, _STRIDE)
+        radius = self.window_um / self.pitch_um
+        windows = Windows(radius, int(np.clip(radius, 1, _STRIDE)))
         centres, members, weight = windows.over(rows, columns, features.mask)
         low = np.maximum((rows.start - 2 * windows.reach, columns.start - 2 * windows.reach), 0)
         high = np.minimum((rows.stop + 2 * windows.reach, columns.stop + 2 * windows.reach), features.mask.shape)
@@ -341,13 +352,42 @@ class Standardise(nn.Module):
         return (vectors - self.mean) / self.std
 
 
-def _training_bags(spots: Spots, parameters: FitParameters) -> tuple[sparse.csr_matrix, NDArray[np.float64]]:
-    """Which measured spots each bag is the mean of, and the bags' centres in µm."""
+def _pooled(spots: Spots, bags: Bags) -> tuple[sparse.csr_matrix, Spots, Bags]:
+    """Spots and bags with bins that are much smaller than spots pooled, and the sums (n_pooled, n_spots) that do it.
+
+    A bag of a single bin would cost as much as a spot, and hold next to no counts.
+    """
+    pool, pitch_um = pooling(spots.xy_um, spots.pitch_um, at_least_um=_SMALLEST_BAG_UM, at_most=None)
+    radius_um = np.sqrt(pool @ spots.radius_um**2)
+    whole = Spots(_mean(pool) @ spots.xy_um, radius_um, pitch_um, np.asarray(pool @ spots.counts, dtype=np.float32))
+    return pool, whole, Bags(sparse.csr_matrix(pool @ bags.weights), bags.grid)
+
+
+def _training_bags(
+    spots: Spots, bags: Bags, mask: NDArray[np.bool_], parameters: FitParameters
+) -> tuple[sparse.csr_matrix, NDArray[np.float64], Bags]:
+    """Which measured spots each bag on tissue is the mean of, the bags' centres in µm, and the bags."""
+    sources = sparse.identity(len(spots.xy_um), format="csr")
     if parameters.enhanced_bags:
         sources = enhancement_matrix(spots.xy_um, spots.pitch_um)
-    else:
-        sources = sparse.identity(len(spots.xy_um), format="csr")
-    return sources, sources @ spots.xy_um
+        disks = Bags.from_disks(
+            bags.grid, sources @ spots.xy_um / bags.grid.mpp, sources @ spots.radius_um / bags.grid.mpp
+        )
+        bags = disks.within(mask)
+    on_tissue = np.asarray(bags.weights.sum(1)).ravel() > 0
+    return sources[on_tissue], (sources @ spots.xy_um)[on_tissue], bags.take(on_tissue)
+
+
+def _mean(sums: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The matrix with rows that add up to 1."""
+    return sparse.csr_matrix(sparse.diags(1 / np.asarray(sums.sum(1)).ravel()) @ sums)
+
+
+def _within_memory(bags: Bags, seed: int) -> NDArray[np.intp]:
+    """As many of the bags, chosen at random, as there is memory for their superpixels; in order."""
+    order = np.random.default_rng(seed).permutation(len(bags.weights.indptr) - 1)
+    used = np.cumsum(np.diff(bags.weights.indptr)[order]) <= _MAX_INSTANCES
+    return np.sort(order[used])
 
 
 def _held_out(sources: sparse.csr_matrix, parameters: FitParameters, seed: int) -> Tensor:

@@ -148,7 +148,14 @@ def _limit(argument: str, value: float | str, spots: NDArray, resolved: NDArray)
 
 
 def _draw_spots(ax: Axes, section: Section, values: NDArray, cmap: str | Colormap, norm: Normalize) -> None:
-    """Spots as disks of their true size."""
+    """Spots as disks of their true size; bins on the superpixels that they cover."""
+    if section.outlines_px is not None:
+        grid, weights = section.grid, section.bags.weights
+        covered = np.asarray(weights.sum(0)).ravel()
+        shared = np.where(covered > 0, (values @ weights) / np.where(covered > 0, covered, 1), np.nan)
+        window = Window(0, 0, grid.shape[1] * grid.pitch_um, grid.shape[0] * grid.pitch_um)
+        draw_raster(ax, shared.reshape(grid.shape), window, cmap=cmap, norm=norm)
+        return
     diameter_um = 2 * section.radius_px * section.mpp
     disks = EllipseCollection(
         diameter_um,
@@ -175,7 +182,9 @@ def _label_row(figure: Figure, row: NDArray, gene: str, pitch_um: float, colours
 
 
 def _label_columns(row: NDArray, section: Section, pitch_um: float) -> None:
-    diameter_um = 2 * float(np.median(section.radius_px)) * section.mpp
-    titles = ("H&E", f"Spots, {diameter_um:.0f} µm", f"sphistex, {pitch_um:g} µm", f"Truth, {pitch_um:g} µm")
+    radius_um = float(np.median(section.radius_px)) * section.mpp
+    is_disk = section.outlines_px is None
+    measured = f"Spots, {2 * radius_um:.0f} µm" if is_disk else f"Bins, {np.sqrt(np.pi) * radius_um:.0f} µm"
+    titles = ("H&E", measured, f"sphistex, {pitch_um:g} µm", f"Truth, {pitch_um:g} µm")
     for ax, title in zip(row, titles, strict=False):
         ax.set_title(title, fontsize=10)

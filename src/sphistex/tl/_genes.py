@@ -11,8 +11,10 @@ from anndata import AnnData
 from sphistex._checks import check_genes
 
 DEFAULT_N_GENES = 1000
-# A gene seen in fewer spots than this share has no pattern to learn.
-_MIN_SPOTS = 0.02
+# A gene seen in fewer spots than this share, and in fewer than this number, has no pattern to learn.
+_MIN_SPOTS, _ENOUGH_SPOTS = 0.02, 100
+# Numbers that ranking the genes holds in memory at once.
+_MAX_RANKED = 50_000_000
 
 
 def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]:
@@ -38,7 +40,7 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
     wanted = DEFAULT_N_GENES if genes is None else int(genes)
     if wanted < 1 or isinstance(genes, bool):
         raise ValueError(f"genes={genes!r} must be a positive number of genes, or a list of their names.")
-    seen = np.asarray((table.X > 0).sum(0)).ravel() >= max(1.0, _MIN_SPOTS * table.n_obs)
+    seen = np.asarray((table.X > 0).sum(0)).ravel() >= np.clip(_MIN_SPOTS * table.n_obs, 1, _ENOUGH_SPOTS)
     if not seen.any():
         raise ValueError(f"no gene is seen in {_MIN_SPOTS:.0%} of the {table.n_obs} spots: are these the raw counts?")
     if seen.sum() <= wanted:
@@ -49,6 +51,9 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
         # what there is to say of the counts was said when they were checked
         warnings.filterwarnings("ignore", message=".*expects raw count data.*", category=UserWarning)
         ranked = sc.experimental.pp.highly_variable_genes(
-            AnnData(table.X[:, seen], obs=table.obs[[]], var=table.var.loc[seen, []]), n_top_genes=wanted, inplace=False
+            AnnData(table.X[:, seen], obs=table.obs[[]], var=table.var.loc[seen, []]),
+            n_top_genes=wanted,
+            chunksize=int(np.clip(_MAX_RANKED // table.n_obs, 1, 1000)),
+            inplace=False,
         )
     return list(table.var_names[seen][np.asarray(ranked["highly_variable"])])

@@ -55,7 +55,7 @@ def gather_inputs(
             f"features_key={features_key!r} has {features.shape[1:]} superpixels, the grid of image "
             f"{section.image_key!r} {mask.shape}: make it again with sphistex.tl.superpixel_features(overwrite=True)."
         )
-    bags = section_bags(section).within(mask)
+    bags = section.bags.within(mask)
     kept = spots_on_tissue(section, mask)
     counts = section.table[kept, list(genes)].X
     spots = Spots(
@@ -83,15 +83,9 @@ def tissue_of(sdata: SpatialData, section: Section, tissue_key: str) -> np.ndarr
     return mask
 
 
-def section_bags(section: Section) -> Bags:
-    """All spots of a section as bags, whether on tissue or not."""
-    return Bags.from_disks(section.grid, section.xy_px, section.radius_px)
-
-
 def spots_on_tissue(section: Section, mask: np.ndarray) -> np.ndarray:
     """Which spots (n_spots,) have at least half of their area on tissue; refuses a section with too few."""
-    bags = section_bags(section)
-    whole, inside = (np.asarray(b.weights.sum(1)).ravel() for b in (bags, bags.within(mask)))
+    whole, inside = (np.asarray(b.weights.sum(1)).ravel() for b in (section.bags, section.bags.within(mask)))
     kept = inside >= 0.5 * np.maximum(whole, 1e-9)
     check_tissue_spots(kept)
     return kept

@@ -17,7 +17,6 @@ from xarray import DataArray
 
 from sphistex._section import Section
 from sphistex._store import add_element, check_free, record
-from sphistex.bags import Bags
 from sphistex.nn import SuperResolver
 
 _THUMBNAIL_PX = 2000
@@ -52,7 +51,6 @@ def add_result(
     model: SuperResolver,
     counts: NDArray[np.float32],
     mask: NDArray[np.bool_],
-    bags: Bags,
     *,
     features_key: str,
     tissue_key: str,
@@ -73,7 +71,7 @@ def add_result(
     )
 
     row, column = np.nonzero(cropped)
-    covered = np.asarray(bags.weights.sum(0)).ravel()[mask.ravel()]
+    covered = np.asarray(section.bags.weights.sum(0)).ravel()[mask.ravel()]
     region = labels_name(key_added)
     obs = pd.DataFrame(
         {

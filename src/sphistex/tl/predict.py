@@ -14,7 +14,7 @@ from sphistex._section import Section, resolve_section
 from sphistex.nn import SuperResolver
 from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
-from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs, section_bags
+from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs
 from sphistex.tl._result import add_result, check_result_free
 
 # Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
@@ -123,7 +123,6 @@ def predict_section(
         model,
         counts,
         inputs.features.mask,
-        section_bags(section),
         features_key=features_key,
         tissue_key=tissue_key,
         conserve_counts=conserve_counts,

@@ -55,8 +55,9 @@ def super_resolve(
     Parameters
     ----------
     sdata
-        SpatialData with an H&E image (8-bit RGB), Visium or ST spots (circles) and a table of their raw counts, such
-        as from ``spatialdata_io.visium``, :func:`sphistex.io.from_spots` or :func:`sphistex.io.read_st`.
+        SpatialData with an H&E image (8-bit RGB), Visium or ST spots (circles) or bins of Visium HD (polygons) and a
+        table of their raw counts, such as from ``spatialdata_io.visium``, ``spatialdata_io.visium_hd``,
+        :func:`sphistex.io.from_spots` or :func:`sphistex.io.read_st`.
     genes
         Names of genes; or how many of the most variable ones; None for 1,000.
     encoder, weights, device

@@ -1,0 +1,94 @@
+"""What the image adds to Visium HD: bins of one half of the kidney's counts, scored against the other half.
+
+    python benchmarks/visium_hd.py --bin-um 8
+
+Beside the map: the bins as they are, and the bins smoothed by a Gaussian of the width that scores best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+import warnings
+
+import anndata as ad
+import crops
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from scipy import sparse
+from scipy.ndimage import gaussian_filter
+from spatialdata import SpatialData
+from spatialdata.models import Image2DModel, ShapesModel, TableModel
+from spatialdata.transformations import Identity
+
+import sphistex as sx
+from sphistex.metrics import pearson_by_scale
+from sphistex.tl._genes import choose_genes
+
+FACTORS = (1, 2, 4, 8)
+SIGMAS_UM = (8.0, 16.0, 24.0, 32.0, 48.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin-um", type=int, default=8)
+    parser.add_argument("--genes", type=int, default=150)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    crop = crops.load("kidney")
+    seen, scored = crops.halves(crop)
+    genes = choose_genes(crops.spot_table(crop, crop.counts, crops.hexagonal_spots(crop.grid)), arguments.genes)
+    sdata = as_visium_hd(crop, seen, arguments.bin_um)
+    sx.settings.progress = False
+    sx.tl.superpixel_features(sdata, encoder="efficientnet_lite0")
+    started = time.perf_counter()
+    sx.tl.super_resolve(sdata, genes=genes, encoder="efficientnet_lite0")
+    print(f"fit and predict {time.perf_counter() - started:.0f} s")
+
+    mask = np.asarray(sdata.labels["tissue"]) > 0
+    table = sdata.tables["superres"]
+    row, column = np.array(table.uns["superres"]["crop"])[:, None] + table.obs[["array_row", "array_col"]].to_numpy().T
+    resolved = np.zeros((*mask.shape, len(genes)), dtype=np.float32)
+    resolved[row, column] = table.X
+    measured = crop.dense(pd.Index(genes), seen).astype(np.float32)
+    maps = {"bins of 8 µm": measured} | {
+        f"smoothed, sigma {sigma:g} µm": gaussian_filter(measured, (sigma / 8, sigma / 8, 0)) for sigma in SIGMAS_UM
+    }
+    truth = crop.dense(pd.Index(genes), scored)
+    scores = {
+        name: pearson_by_scale(values, truth, mask, genes=genes, factors=FACTORS).groupby("scale_um").pearson.mean()
+        for name, values in (maps | {"sphistex": resolved}).items()
+    }
+    print(pd.DataFrame(scores).T.round(3).to_string())
+    print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+def as_visium_hd(crop: crops.Crop, counts: sparse.csr_matrix, bin_um: int) -> SpatialData:
+    """The crop as spatialdata-io reads Visium HD, with square bins of a multiple of 8 µm."""
+    times = bin_um // 8
+    rows, columns = (index.ravel() // times for index in np.indices(crop.grid.shape))
+    width = crop.grid.shape[1] // times
+    pool = sparse.csr_matrix((np.ones(crop.grid.size), (rows * width + columns, np.arange(crop.grid.size))))
+    sums = sparse.csr_matrix(pool @ counts).astype(np.float32)
+    number = np.arange(sums.shape[0])
+    y, x = (place * bin_um / crop.grid.mpp for place in np.divmod(number, width))
+    side = bin_um / crop.grid.mpp
+    name, placed = f"kidney_square_{bin_um:03d}um", {"kidney": Identity()}
+    squares = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + side, y + side))
+    obs = pd.DataFrame({"region": pd.Categorical([name] * len(number)), "bin": number}, index=number.astype(str))
+    table = ad.AnnData(sums, obs=obs, var=pd.DataFrame(index=crop.genes))
+    image = Image2DModel.parse(np.moveaxis(crop.image, -1, 0), dims=("c", "y", "x"), transformations=placed)
+    return SpatialData(
+        images={"kidney_full_image": image},
+        shapes={name: ShapesModel.parse(squares, transformations=placed)},
+        tables={
+            f"square_{bin_um:03d}um": TableModel.parse(table, region=name, region_key="region", instance_key="bin")
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
