@@ -61,10 +61,10 @@ def np_feed_forward(layers, model, x):
 
 
 def np_bca(block, model, spots, superpixels):
-    """Z1 = CA(G,H,H), Z2 = CA(H,G,G), Z3 = CA(Z2,Z1,Z1), BCA = FFN(Z3) + Z3 (eq. 8-9)."""
+    """Z1 = CA(G,H,H), Z2 = CA(H,G,G), Z3 = CA(Z2,Z1,Z1) [+ Z2], BCA = FFN(Z3) + Z3 (eq. 8-9)."""
     z1 = np_attention(block.spots_to_superpixels, model, spots, superpixels)
     z2 = np_attention(block.superpixels_to_spots, model, superpixels, spots)
-    z3 = np_attention(block.fuse, model, z2, z1)
+    z3 = np_attention(block.fuse, model, z2, z1) + (z2 if block.residual else 0)
     return np_feed_forward(block.ffn, model, z3) + z3
 
 
@@ -80,13 +80,26 @@ def np_histex(network, model, spots, superpixels):
 
 
 @torch.no_grad()
-def test_network_is_equations_6_to_10(network, inputs):
+@pytest.mark.parametrize("residual", [False, True])
+def test_network_is_equations_6_to_10(inputs, residual):
+    network = HISTEX(N_MODELS, D_FEATURES, D_SPOT, N_GENES, d=D, heads=HEADS, hidden=(9,), residual=residual)
+    network = network.double().eval()
     spots, superpixels = (x.double() for x in inputs)
     out = network(spots, superpixels).numpy()
     for model in range(N_MODELS):
         for bag in range(N_BAGS):
             expected = np_histex(network, model, spots[0, bag].numpy(), superpixels[0, bag].numpy())
             np.testing.assert_allclose(out[model, bag], expected, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("residual", "reaches"), [(False, False), (True, True)])
+def test_spots_reach_a_bag_of_one_superpixel_through_the_residual_only(inputs, residual, reaches):
+    """As published, spots only decide how superpixels are weighted: with one there is nothing to decide."""
+    spots, superpixels = inputs
+    network = HISTEX(N_MODELS, D_FEATURES, D_SPOT, N_GENES, d=D, heads=HEADS, hidden=(9,), residual=residual).eval()
+    one, other = (network(s, superpixels[:, :, :1]) for s in (spots, spots.roll(1, dims=1)))
+    assert (one - other).abs().max().item() > 1e-3 if reaches else torch.allclose(one, other, atol=1e-5)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 from sphistex.bags import Bags
 from sphistex.grid import Grid
 from sphistex.nn import PRESETS, FeatureMap, FitParameters, Spots, SuperResolver, parameters
+from sphistex.nn.resolver import _halves
 
 SIDE, N_GENES = 80, 5
 GENES = [f"g{i}" for i in range(N_GENES)]
@@ -124,6 +125,24 @@ def test_residuals_add_what_the_image_does_not_show(section: Section, plain: Sup
     assert section.correlation(section.map_of(plain)) > section.correlation(section.map_of(without)) + 0.02
 
 
+def test_halves_of_counts_are_independent_and_whole_together() -> None:
+    counts = np.random.default_rng(0).poisson(8, (20_000, 2)).astype(np.float32)
+    counts[:, 1] += 0.25  # counts that look normalised are allowed
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        first, second = _halves(counts)
+    np.testing.assert_allclose(first + second, 2 * counts, rtol=1e-6)
+    assert min(first.min(), second.min()) >= 0
+    np.testing.assert_allclose(first.mean(0), counts.mean(0), rtol=0.02)
+    assert abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) < 0.03
+
+
+def test_neighbours_add_what_the_image_does_not_show() -> None:
+    larger = Section(side=160)  # some 180 spots
+    image, spots = (larger.fit(parameters(layers=layers, d=16, heads=2, residuals=False, **QUICK)) for layers in (0, 1))
+    assert larger.correlation(larger.map_of(spots)) > larger.correlation(larger.map_of(image)) + 0.05
+
+
 @pytest.mark.parametrize("block", [16, 32])
 def test_maps_do_not_depend_on_the_blocks(section: Section, model: SuperResolver, block: int) -> None:
     np.testing.assert_allclose(section.map_of(model, block), section.map_of(model, 64), atol=1e-4, rtol=1e-4)
@@ -207,7 +226,7 @@ def test_the_paper_preset_has_the_papers_numbers() -> None:
     assert (paper.epochs, paper.learning_rate, paper.n_models) == (500, 1e-4, 5)
     assert (paper.objective, paper.average, paper.spots) == ("squares", "median", "enhanced")
     assert paper.enhanced_bags, "measured and enhanced spots are bags"
-    assert not paper.hold_out_own, "the published behaviour"
+    assert (paper.thinned, paper.own_dropout, paper.residual) == (False, 0, False), "the published behaviour"
     assert not paper.residuals
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,22 @@ def test_every_model_holds_out_other_bags(n_models: int, share: float) -> None:
         assert held_out.any(0).all(), "every bag is unseen by one of them"
     assert torch.equal(held_out, folds(100, n_models, share=share, seed=3))
     assert not torch.equal(held_out, folds(100, n_models, share=share, seed=4))
+
+
+def test_what_is_drawn_is_trained_on_and_drawn_anew_every_epoch() -> None:
+    data, rates = planted()
+    drawn: list[torch.Tensor] = []
+
+    def draw() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        drawn.append(torch.poisson(rates.reshape(N_BAGS, N_SUPERPIXELS, -1).sum(1)))
+        return drawn[-1], data.spots, data.spot_mask
+
+    nothing = torch.zeros_like(data.counts)  # what is kept explains nothing, what is drawn does
+    made = replace(data, counts=nothing, draw=draw)
+    model, log, _ = fitted(made, folds(N_BAGS, N_MODELS), epochs=40)
+    assert len(drawn) == len(log.train) + 1 == 41, "one for each epoch, and one to compare them by"
+    assert not torch.equal(drawn[1], drawn[2])
+    assert correlation(rates_of(model, data).mean(0), rates) > 0.8
 
 
 def test_progress_is_told_every_epoch() -> None:

@@ -60,10 +60,24 @@ class BCA(nn.Module):
 
     Z1 = CA(G, H, H): the neighbouring spots look at the superpixels; Z2 = CA(H, G, G): the superpixels look at the
     spots; Z3 = CA(Z2, Z1, Z1): what the superpixels found looks at what the spots found; the result is FFN(Z3) + Z3.
+
+    In these equations the values of Z3 are superpixels: what the spots express decides only how superpixels are
+    weighted, and never reaches the output. With ``residual``, Z3 = CA(Z2, Z1, Z1) + Z2 lets it through.
     """
 
-    def __init__(self, n_models: int, d_spot: int, d_superpixel: int, d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        n_models: int,
+        d_spot: int,
+        d_superpixel: int,
+        d: int,
+        heads: int,
+        dropout: float = 0.0,
+        *,
+        residual: bool = False,
+    ) -> None:
         super().__init__()
+        self.residual = residual
         self.spots_to_superpixels = CrossAttention(n_models, d_spot, d_superpixel, d, heads)
         self.superpixels_to_spots = CrossAttention(n_models, d_superpixel, d_spot, d, heads)
         self.fuse = CrossAttention(n_models, d, d, d, heads)
@@ -80,4 +94,6 @@ class BCA(nn.Module):
         z1 = self.spots_to_superpixels(spots, superpixels, superpixel_mask)
         z2 = self.superpixels_to_spots(superpixels, spots, spot_mask)
         z3 = self.fuse(z2, z1, spot_mask)
+        if self.residual:
+            z3 = z3 + z2
         return self.ffn(z3) + z3

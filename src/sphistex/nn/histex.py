@@ -34,6 +34,9 @@ class HISTEX(nn.Module):
         Widths of the head's hidden layers.
     layers
         Number of BCA layers; 0 leaves the image alone.
+    residual
+        Whether what the spots express is added to what the BCA makes of it; without, as published, it only weighs
+        superpixels.
     activation
         Between the layers of the head; None leaves them linear.
     dropout
@@ -51,6 +54,7 @@ class HISTEX(nn.Module):
         d: int = 512,
         heads: int = 8,
         layers: int = 2,
+        residual: bool = False,
         hidden: tuple[int, ...] = (512,),
         activation: type[nn.Module] | None = nn.GELU,
         dropout: float = 0.0,
@@ -61,7 +65,7 @@ class HISTEX(nn.Module):
             self.embed = nn.Sequential(Linear(n_models, d_features, embed), nn.GELU(), Dropout(dropout))
             d_features = embed
         self.bca = nn.ModuleList(
-            BCA(n_models, d_spots, d if i else d_features, d, heads, dropout) for i in range(layers)
+            BCA(n_models, d_spots, d if i else d_features, d, heads, dropout, residual=residual) for i in range(layers)
         )
         d_fused = d_features + (d if layers else 0)
         self.head = FeedForward(n_models, (d_fused, *hidden, n_genes), activation=activation, dropout=dropout)

@@ -9,74 +9,65 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import KDTree
 
-# Enhanced positions that the four spots around a square have gone into: the most that any bag has to be spared.
-_MOST_HELD_OUT = 25
-
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Positions with expression, of which every bag sees the ``k`` nearest.
+class Positions:
+    """Positions with expression, of which every bag sees the nearest.
 
     Parameters
     ----------
     xy_um
-        Positions (n, 2): measured or enhanced spots.
-    tokens
+        Where they are (n, 2).
+    sums
+        Sparse (n, n_spots): the sum of which spots each position is.
+    profiles
         Their expression (n, d).
-    origin
-        Sparse (n, n_spots), non-zero where a measured spot went into a position.
     k
-        Neighbours of a bag.
+        Neighbours of a bag; all positions where there are fewer.
     pitch_um
-        Spot pitch; with it tokens get their place relative to the bag. None leaves them without, as in the paper.
+        Distance between positions; with it tokens get their place. None leaves them without, as in the paper.
     """
 
     xy_um: NDArray[np.float64]
-    tokens: NDArray[np.float32]
-    origin: sparse.csr_matrix
+    sums: sparse.csr_matrix
+    profiles: NDArray[np.float32]
     k: int
     pitch_um: float | None
 
-    @property
-    def dim(self) -> int:
-        """Length of a token."""
-        return self.tokens.shape[1] + (0 if self.pitch_um is None else 4)
+    def nearest(self, centres_um: NDArray[np.floating]) -> Neighbours:
+        """Those nearest to bags with ``centres_um`` (n_bags, 2)."""
+        k = min(self.k, len(self.xy_um))
+        index = np.asarray(KDTree(self.xy_um).query(centres_um, k=k)[1]).reshape(len(centres_um), k)
+        if self.pitch_um is None:
+            return Neighbours(index, np.zeros((*index.shape, 0), dtype=np.float32))
+        return Neighbours(index, _place((self.xy_um[index] - centres_um[:, None]) / self.pitch_um))
 
-    def around(
-        self, centres_um: NDArray[np.floating], own: sparse.spmatrix | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Tokens of the nearest neighbours of each bag.
-
-        Parameters
-        ----------
-        centres_um
-            Centres of the bags (n_bags, 2).
-        own
-            Sparse (n_bags, n_spots), non-zero where a measured spot went into a bag. Every position made from such a
-            spot is held out, so that a bag is never given its own answer. None holds nothing out.
-
-        Returns
-        -------
-        Tokens (n_bags, k, dim) and which of them exist (n_bags, k).
-        """
-        wanted = min(self.k + (0 if own is None else _MOST_HELD_OUT), len(self.xy_um))
-        _, index = KDTree(self.xy_um).query(centres_um, k=wanted)
-        index = np.asarray(index).reshape(len(centres_um), wanted)
-        allowed = np.ones(index.shape, dtype=bool)
-        if own is not None:
-            related = sparse.csr_matrix(self.origin @ own.T)
-            allowed = np.asarray(related[index.ravel(), np.repeat(np.arange(len(index)), wanted)] == 0)
-            allowed = allowed.reshape(index.shape)
-        nearest = np.argsort(~allowed, axis=1, kind="stable")[:, : self.k]
-        index, allowed = (np.take_along_axis(x, nearest, axis=1) for x in (index, allowed))
-        tokens = self.tokens[index]
-        if self.pitch_um is not None:
-            offset = (self.xy_um[index] - centres_um[:, None]) / self.pitch_um
-            tokens = np.concatenate([tokens, _place(offset)], axis=-1)
-        return tokens * allowed[..., None], allowed
+    def around(self, centres_um: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Tokens (n_bags, k, d + 4 or d) that bags with ``centres_um`` (n_bags, 2) see."""
+        return self.nearest(centres_um).tokens(self.profiles)
 
 
-def _place(offset: NDArray[np.float64]) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class Neighbours:
+    """The nearest positions of every bag.
+
+    Parameters
+    ----------
+    index
+        Which positions (n_bags, k), the nearest first.
+    place
+        Where they lie relative to the bag (n_bags, k, 4), or nothing (n_bags, k, 0).
+    """
+
+    index: NDArray[np.intp]
+    place: NDArray[np.float32]
+
+    def tokens(self, profiles: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Tokens (n_bags, k, d + 4 or d) where the positions' expression is ``profiles`` (n, d)."""
+        return np.concatenate([profiles[self.index], self.place], axis=-1)
+
+
+def _place(offset: NDArray[np.floating]) -> NDArray[np.float32]:
     """Where neighbours lie, in pitches (..., 2): offset, distance, and its exponential (..., 4)."""
     distance = np.linalg.norm(offset, axis=-1, keepdims=True)
     return np.concatenate([offset, distance, np.exp(-distance)], axis=-1).astype(np.float32)

@@ -28,6 +28,9 @@ class FitParameters:
         Width to which the features are reduced first; None takes them as they are.
     layers, d, heads
         Bidirectional cross-attention; 0 layers leave the neighbouring spots out.
+    residual
+        Whether what the spots express is added to what the attention makes of it. Without, as published, it only
+        weighs superpixels.
     hidden, linear_head, dropout
         The head: widths of its hidden layers, whether they have no activation between them, and dropout.
     neighbours
@@ -36,8 +39,11 @@ class FitParameters:
         What these are: the ``"measured"`` spots, or the linearly ``"enhanced"`` ones (eq. 1–3).
     profile
         What is seen of them: principal ``"components"`` with the place relative to the bag, or all genes ``"scaled"``.
-    hold_out_own
-        Whether a bag's own spot is kept from its neighbours while training. Without, the network is given its answer.
+    thinned
+        Whether a bag sees one half of the spots' counts while training, drawn anew every epoch, and explains the other
+        half. Without, as published, it is given its own answer.
+    own_dropout
+        Share of the bags that, in an epoch, are not shown the nearest spot, their own: between spots there is none.
     enhanced_bags
         Whether enhanced spots are bags as well.
     epochs, patience, batch_size, learning_rate, weight_decay, schedule
@@ -53,18 +59,20 @@ class FitParameters:
     average: Literal["mean", "median"] = "mean"
     objective: Literal["poisson", "squares"] = "poisson"
     embed: int | None = 128
-    layers: int = 2
-    d: int = 64
+    layers: int = 1
+    residual: bool = True
+    d: int = 128
     heads: int = 4
     hidden: tuple[int, ...] = (256,)
     linear_head: bool = False
     dropout: float = 0.3
-    neighbours: int = 6
+    neighbours: int = 7
     spots: Literal["measured", "enhanced"] = "measured"
     profile: Literal["components", "scaled"] = "components"
-    hold_out_own: bool = True
+    thinned: bool = True
+    own_dropout: float = 0.2
     enhanced_bags: bool = False
-    epochs: int = 25
+    epochs: int = 40
     patience: int | None = 5
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -94,6 +102,7 @@ PRESETS = {
         average="median",
         objective="squares",
         layers=2,
+        residual=False,
         d=512,
         heads=8,
         hidden=(1024, 512, 512, 512),
@@ -102,7 +111,8 @@ PRESETS = {
         neighbours=6,
         spots="enhanced",
         profile="scaled",
-        hold_out_own=False,
+        thinned=False,
+        own_dropout=0.0,
         enhanced_bags=True,
         epochs=500,
         patience=None,
@@ -145,7 +155,7 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
             raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least {least}.")
     if not chosen.learning_rate > 0:
         raise ValueError(f"learning_rate={chosen.learning_rate!r} must be positive.")
-    for name in ("dropout", "holdout"):
+    for name in ("dropout", "own_dropout", "holdout"):
         if not 0 <= getattr(chosen, name) < 1:
             raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least 0 and below 1.")
     if not chosen.context or min(chosen.context) < 0:

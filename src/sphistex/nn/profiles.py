@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class LogProfiles(nn.Module):
-    """Principal components of library-normalised, log-transformed, standardised counts.
+    """Principal components of library-normalised, log-transformed, standardised counts, and the log library size.
 
     A few components keep what is common to many genes and leave most of the spots' noise behind.
     """
@@ -30,8 +30,9 @@ class LogProfiles(nn.Module):
         self.register_buffer("loadings", (right[:n_components].T / scale[:, None]) * unit)
 
     def forward(self, counts: Tensor) -> Tensor:
-        """Counts (n, n_genes) → tokens (n, n_components)."""
-        return (self._log(counts) - self.mean) @ self.loadings
+        """Counts (n, n_genes) → tokens (n, n_components + 1)."""
+        size = torch.log((counts.sum(1, keepdim=True) + 1) / self.target)
+        return torch.cat([(self._log(counts) - self.mean) @ self.loadings, size], dim=1)
 
     def _log(self, counts: Tensor) -> Tensor:
         return torch.log1p(counts / counts.sum(1, keepdim=True).clamp_min(1.0) * self.target)

@@ -22,7 +22,7 @@ from sphistex.lattice import enhancement_matrix
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import OBJECTIVES, Objective
-from sphistex.nn.neighbours import Neighbours
+from sphistex.nn.neighbours import Positions
 from sphistex.nn.parameters import FitParameters
 from sphistex.nn.pooling import pooling
 from sphistex.nn.profiles import PROFILES, Profile
@@ -126,8 +126,8 @@ class SuperResolver:
         on_epoch
             Called with (epoch, training loss, validation loss).
         """
-        pool, whole, train_bags = _pooled(spots, bags)
-        sources, bags_um, train_bags = _training_bags(whole, train_bags, features.mask, parameters)
+        spots, bags = _pooled(spots, bags)
+        sources, bags_um, train_bags = _training_bags(spots, bags, features.mask, parameters)
         chosen = _within_memory(train_bags, seed)
         train_bags, sources, bags_um = train_bags.take(chosen), sources[chosen], bags_um[chosen]
         index, weight = train_bags.padded()
@@ -135,24 +135,33 @@ class SuperResolver:
         vectors = torch.from_numpy(features.gather(instances))
         places, _ = pooling(spots.xy_um, spots.pitch_um)
         counts = torch.from_numpy(np.asarray(places @ spots.counts, dtype=np.float32))
-        bag_counts = torch.from_numpy(np.asarray(sources @ whole.counts, dtype=np.float32))
+        bag_counts = torch.from_numpy(np.asarray(sources @ spots.counts, dtype=np.float32))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
             module.scaling.adapt(vectors)
             resolver = cls(
-                list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(whole.radius_um))
+                list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(spots.radius_um))
             )
-            tokens, token_mask = resolver._neighbours(spots).around(
-                bags_um, sources @ pool if parameters.hold_out_own else None
-            )
+            positions = resolver._positions(spots)
+            nearest = positions.nearest(bags_um)
+
+            def draw() -> tuple[Tensor, Tensor, Tensor]:
+                """Two independent halves of the spots' counts: one to be explained, one to be seen."""
+                explained, seen = _halves(spots.counts)
+                counts = torch.from_numpy(np.asarray(sources @ explained, dtype=np.float32))
+                tokens = torch.from_numpy(nearest.tokens(resolver._profiles(positions.sums @ seen)))
+                shown = _without_nearest(nearest.index.shape, parameters.own_dropout)
+                return counts.to(device), tokens.to(device), shown.to(device)
+
             data = BagData(
                 features=module.scaling(vectors.to(device)),
                 index=torch.from_numpy(index.reshape(weight.shape)).to(device),
                 weight=torch.from_numpy(weight).to(device),
                 counts=bag_counts.to(device),
-                spots=torch.from_numpy(tokens).to(device),
-                spot_mask=torch.from_numpy(token_mask).to(device),
+                spots=torch.from_numpy(nearest.tokens(positions.profiles)).to(device),
+                spot_mask=torch.ones(nearest.index.shape, dtype=torch.bool, device=device),
+                draw=draw if parameters.thinned and parameters.layers else None,
             )
             log = train(
                 module.network,
@@ -165,6 +174,7 @@ class SuperResolver:
                 learning_rate=parameters.learning_rate,
                 weight_decay=parameters.weight_decay,
                 schedule=parameters.schedule,
+                seed=seed,
                 on_epoch=on_epoch,
             )
         resolver.info = _provenance(log, seed, device)
@@ -186,10 +196,11 @@ class SuperResolver:
         ------
         A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
         """
-        neighbours = self._neighbours(spots)
-        correction = self._correction(features, bags, spots, neighbours, seed) if self.parameters.residuals else None
+        spots, bags = _pooled(spots, bags)
+        positions = self._positions(spots)
+        correction = self._correction(features, bags, spots, positions, seed) if self.parameters.residuals else None
         for rows, columns in features.blocks():
-            rates = self._rates(features, rows, columns, neighbours)
+            rates = self._rates(features, rows, columns, positions)
             if correction is not None:
                 inside = features.mask[rows, columns]
                 place = np.argwhere(inside) + (rows.start, columns.start)
@@ -240,26 +251,28 @@ class SuperResolver:
         """Where the model is."""
         return next(self.module.parameters()).device
 
-    def _neighbours(self, spots: Spots) -> Neighbours:
-        """The spots that bags attend to."""
-        matrix, pitch_um = pooling(spots.xy_um, spots.pitch_um)
+    def _positions(self, spots: Spots) -> Positions:
+        """What bags attend to."""
+        sums, pitch_um = pooling(spots.xy_um, spots.pitch_um)
         if self.parameters.spots == "enhanced":
-            matrix = enhancement_matrix(_mean(matrix) @ spots.xy_um, pitch_um) @ matrix
-        mean = _mean(matrix)
-        counts = torch.from_numpy(np.asarray(matrix @ spots.counts, dtype=np.float32)).to(self.device)
-        tokens = self.module.profile(counts).cpu().numpy()
-        place = pitch_um if self.parameters.profile == "components" else None
-        return Neighbours(mean @ spots.xy_um, tokens, mean, self.parameters.neighbours, place)
+            sums = enhancement_matrix(_mean(sums) @ spots.xy_um, pitch_um) @ sums
+        place_um = pitch_um if self.parameters.profile == "components" else None
+        profiles = self._profiles(sums @ spots.counts)
+        return Positions(_mean(sums) @ spots.xy_um, sums, profiles, self.parameters.neighbours, place_um)
+
+    def _profiles(self, counts: NDArray[np.floating]) -> NDArray[np.float32]:
+        """What bags see (n, d) of positions with ``counts`` (n, n_genes)."""
+        return self.module.profile(torch.from_numpy(counts).float().to(self.device)).cpu().numpy()
 
     def _correction(
-        self, features: FeatureMap, bags: Bags, spots: Spots, neighbours: Neighbours, seed: int
+        self, features: FeatureMap, bags: Bags, spots: Spots, positions: Positions, seed: int
     ) -> SmoothResiduals:
         """Smoothed difference between measured and predicted spots, in counts per superpixel."""
         pool, _ = pooling(spots.xy_um, spots.pitch_um)
         places = sparse.csc_matrix(pool @ bags.weights)
         residuals = np.asarray(pool @ spots.counts, dtype=np.float64)
         for rows, columns in features.blocks():
-            rates = self._rates(features, rows, columns, neighbours)
+            rates = self._rates(features, rows, columns, positions)
             inside = features.mask[rows, columns]
             row, column = np.nonzero(inside)
             index = np.ravel_multi_index((row + rows.start, column + columns.start), features.mask.shape)
@@ -267,14 +280,14 @@ class SuperResolver:
         return SmoothResiduals.fit(_mean(pool) @ spots.xy_um, residuals / np.asarray(places.sum(1)), seed=seed)
 
     @torch.no_grad()
-    def _rates(self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours) -> NDArray[np.float32]:
+    def _rates(self, features: FeatureMap, rows: slice, columns: slice, positions: Positions) -> NDArray[np.float32]:
         """Counts per superpixel of a block by the networks alone."""
         rows, columns = (
             slice(s.start, min(s.stop, size)) for s, size in zip((rows, columns), features.mask.shape, strict=True)
         )
         inside = features.mask[rows, columns]
         if self.parameters.layers:
-            superpixels, attended = self._attend(features, rows, columns, neighbours)
+            superpixels, attended = self._attend(features, rows, columns, positions)
         else:
             superpixels = self._embed(features.read(rows, columns)[inside])
             attended = superpixels[..., :0]
@@ -288,9 +301,7 @@ class SuperResolver:
         """Features (n, d_features) as the H that the network attends from, (n_models or 1, n, d)."""
         return self.module.network.embed(self.module.scaling(torch.from_numpy(vectors).to(self.device))[None])
 
-    def _attend(
-        self, features: FeatureMap, rows: slice, columns: slice, neighbours: Neighbours
-    ) -> tuple[Tensor, Tensor]:
+    def _attend(self, features: FeatureMap, rows: slice, columns: slice, positions: Positions) -> tuple[Tensor, Tensor]:
         """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
         radius = self.window_um / self.pitch_um
         windows = Windows(radius, int(np.clip(radius, 1, _STRIDE)))
@@ -305,12 +316,9 @@ class SuperResolver:
         share = torch.zeros(superpixels.shape[1], device=self.device)
         for first in range(0, len(centres), _WINDOWS_AT_ONCE):
             part = slice(first, first + _WINDOWS_AT_ONCE)
-            tokens, token_mask = neighbours.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
+            tokens = positions.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
             attended = self.module.network.attend(
-                torch.from_numpy(tokens)[None].to(self.device),
-                superpixels[:, place[part]],
-                torch.from_numpy(token_mask).to(self.device),
-                blend[part] > 0,
+                torch.from_numpy(tokens)[None].to(self.device), superpixels[:, place[part]], None, blend[part] > 0
             )
             where = place[part].flatten()
             total.index_add_(1, where, (attended * blend[part][..., None]).flatten(1, 2))
@@ -352,15 +360,30 @@ class Standardise(nn.Module):
         return (vectors - self.mean) / self.std
 
 
-def _pooled(spots: Spots, bags: Bags) -> tuple[sparse.csr_matrix, Spots, Bags]:
-    """Spots and bags with bins that are much smaller than spots pooled, and the sums (n_pooled, n_spots) that do it.
+def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
+    """Spots and bags, with bins that are much smaller than spots pooled.
 
     A bag of a single bin would cost as much as a spot, and hold next to no counts.
     """
     pool, pitch_um = pooling(spots.xy_um, spots.pitch_um, at_least_um=_SMALLEST_BAG_UM, at_most=None)
-    radius_um = np.sqrt(pool @ spots.radius_um**2)
-    whole = Spots(_mean(pool) @ spots.xy_um, radius_um, pitch_um, np.asarray(pool @ spots.counts, dtype=np.float32))
-    return pool, whole, Bags(sparse.csr_matrix(pool @ bags.weights), bags.grid)
+    counts = np.asarray(pool @ spots.counts, dtype=np.float32)
+    pooled = Spots(_mean(pool) @ spots.xy_um, np.sqrt(pool @ spots.radius_um**2), pitch_um, counts)
+    return pooled, Bags(sparse.csr_matrix(pool @ bags.weights), bags.grid)
+
+
+def _halves(counts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Counts drawn into two halves whose noise is independent, each on the scale of the whole."""
+    whole = torch.from_numpy(np.floor(counts))
+    first = torch.binomial(whole, torch.full_like(whole, 0.5)).numpy() + 0.5 * (counts % 1)
+    return 2 * first, 2 * (counts - first)
+
+
+def _without_nearest(shape: tuple[int, ...], share: float) -> Tensor:
+    """Which neighbours (n_bags, k) are shown where a share of the bags, chosen at random, is not shown the nearest."""
+    shown = torch.ones(shape, dtype=torch.bool)
+    if shape[1] > 1:
+        shown[:, 0] = torch.rand(shape[0]) >= share
+    return shown
 
 
 def _training_bags(
@@ -412,6 +435,7 @@ def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_count
         d=parameters.d,
         heads=parameters.heads,
         layers=parameters.layers,
+        residual=parameters.residual,
         hidden=parameters.hidden,
         activation=None if parameters.linear_head else nn.GELU,
         dropout=parameters.dropout,

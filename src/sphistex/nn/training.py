@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class BagData:
         (n_bags, n_genes).
     spots, spot_mask
         (n_bags, n2, d_spots) tokens of each bag's neighbouring spots and (n_bags, n2), False at padding.
+    draw
+        Makes ``counts``, ``spots`` and ``spot_mask`` anew, for every epoch; None keeps them.
     """
 
     features: Tensor
@@ -37,6 +39,14 @@ class BagData:
     counts: Tensor
     spots: Tensor
     spot_mask: Tensor
+    draw: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def drawn(self) -> BagData:
+        """The data of an epoch."""
+        if self.draw is None:
+            return self
+        counts, spots, mask = self.draw()
+        return replace(self, counts=counts, spots=spots, spot_mask=mask, draw=None)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -89,7 +99,7 @@ def train(
     schedule
         Raise the learning rate over the first epochs and lower it to zero over all ``epochs`` (one cycle).
     seed
-        Seed of the order of the bags and of the dropout.
+        Seed of the order of the bags, of the dropout and of what is drawn.
     on_epoch
         Called with (epoch, training loss, validation loss).
     """
@@ -105,13 +115,15 @@ def train(
             optimiser, learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.15
         )
     best = torch.full((len(held_out),), torch.inf, device=device)
+    unseen = data.drawn()  # the same for every epoch, so that these can be compared
     kept, log = copy.deepcopy(network.state_dict()), TrainingLog(best_epoch=[0] * len(held_out))
 
     for epoch in range(epochs):
         network.train()
+        shown = data.drawn()
         running = torch.zeros(len(held_out), device=device)
         for bags in torch.randperm(len(data)).to(device).split(batch_size):
-            loss = objective.loss(data.output(network, bags), data.weight[bags], data.counts[bags])
+            loss = objective.loss(shown.output(network, bags), shown.weight[bags], shown.counts[bags])
             share = seen[:, bags]
             loss = (loss * share).sum(1) / share.sum(1).clamp_min(1)
             optimiser.zero_grad(set_to_none=True)
@@ -122,7 +134,7 @@ def train(
                 cycle.step()
             running += loss.detach()
         log.train.append((running / steps_per_epoch).mean().item())
-        validation = _validation(network, objective, data, held_out)
+        validation = _validation(network, objective, unseen, held_out)
         log.validation.append(validation.mean().item())
         on_epoch(epoch, log.train[-1], log.validation[-1])
         improved = validation < best if validating else torch.ones_like(best, dtype=torch.bool)
