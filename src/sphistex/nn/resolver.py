@@ -30,9 +30,8 @@ from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
 from sphistex.nn.windows import Windows
 
-# Distance between prediction windows, in superpixels: with a spot's radius of 3.4 every superpixel lies in about 4.
-# Smaller capture areas make smaller windows, which lie closer.
-_STRIDE = 3
+# Distance between prediction windows in their radii: every superpixel lies in about four of them.
+_STRIDE = 0.87
 _WINDOWS_AT_ONCE = 256
 # Superpixels that a model is trained on at most, so that their features fit in memory whatever the section's size.
 _MAX_INSTANCES = 300_000
@@ -304,7 +303,7 @@ class SuperResolver:
     def _attend(self, features: FeatureMap, rows: slice, columns: slice, positions: Positions) -> tuple[Tensor, Tensor]:
         """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
         radius = self.window_um / self.pitch_um
-        windows = Windows(radius, int(np.clip(radius, 1, _STRIDE)))
+        windows = Windows(radius, max(1, round(_STRIDE * radius)))
         centres, members, weight = windows.over(rows, columns, features.mask)
         low = np.maximum((rows.start - 2 * windows.reach, columns.start - 2 * windows.reach), 0)
         high = np.minimum((rows.stop + 2 * windows.reach, columns.stop + 2 * windows.reach), features.mask.shape)
