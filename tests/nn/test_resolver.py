@@ -60,8 +60,9 @@ class Section:
     def features(self, context: tuple[int, ...] = (0, 2), block: int = 64) -> FeatureMap:
         return FeatureMap(self.array, self.mask, context, block)
 
-    def fit(self, chosen: FitParameters, seed: int = 0) -> SuperResolver:
-        return SuperResolver.fit(self.features(chosen.context), self.bags, self.spots, GENES, chosen, seed=seed)
+    def fit(self, chosen: FitParameters, seed: int = 0, device: str = "cpu") -> SuperResolver:
+        features = self.features(chosen.context)
+        return SuperResolver.fit(features, self.bags, self.spots, GENES, chosen, seed=seed, device=device)
 
     def map_of(self, model: SuperResolver, block: int = 64) -> NDArray[np.float32]:
         features = self.features(model.parameters.context, block)
@@ -185,6 +186,16 @@ def test_same_seed_same_map_other_seed_other_map(section: Section) -> None:
     one, two, other = (section.map_of(section.fit(quick, seed)) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one, two)
     assert np.abs(one - other).max() > 1e-4
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_same_seed_gives_the_same_map_and_a_cpu_reads_it(section: Section, tmp_path: Path) -> None:
+    quick = parameters(d=16, heads=2, **QUICK)
+    one, two = (section.fit(quick, device="cuda") for _ in range(2))
+    found = section.map_of(one)
+    np.testing.assert_array_equal(found, section.map_of(two))
+    one.save(tmp_path)
+    np.testing.assert_allclose(section.map_of(SuperResolver.load(tmp_path)), found, rtol=0.01, atol=0.01)
 
 
 def test_fitting_leaves_the_global_random_state_alone(section: Section) -> None:

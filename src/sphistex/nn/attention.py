@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from sphistex.nn.layers import FeedForward, Linear
@@ -51,7 +52,8 @@ class CrossAttention(nn.Module):
             project(x).unflatten(-1, (self.heads, -1)).transpose(-2, -3)
             for project, x in ((self.query, query), (self.key, context), (self.value, context))
         )
-        attended = scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None, :])
+        with sdpa_kernel(SDPBackend.MATH):  # the gradients of the others depend on the order of a GPU's threads
+            attended = scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None, :])
         return self.out(attended.transpose(-2, -3).flatten(-2))
 
 

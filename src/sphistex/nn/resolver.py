@@ -135,7 +135,7 @@ class SuperResolver:
         places, _ = pooling(spots.xy_um, spots.pitch_um)
         counts = torch.from_numpy(np.asarray(places @ spots.counts, dtype=np.float32))
         bag_counts = torch.from_numpy(np.asarray(sources @ spots.counts, dtype=np.float32))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
             torch.manual_seed(seed)
             module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
             module.scaling.adapt(vectors)
@@ -320,8 +320,8 @@ class SuperResolver:
                 torch.from_numpy(tokens)[None].to(self.device), superpixels[:, place[part]], None, blend[part] > 0
             )
             where = place[part].flatten()
-            total.index_add_(1, where, (attended * blend[part][..., None]).flatten(1, 2))
-            share.index_add_(0, where, blend[part].flatten())
+            _add_at(total, where, (attended * blend[part][..., None]).flatten(1, 2))
+            _add_at(share[None], where, blend[part].flatten()[None])
         inside = np.zeros(field.shape[:2], dtype=bool)
         inside[rows.start - low[0] : rows.stop - low[0], columns.start - low[1] : columns.stop - low[1]] = (
             features.mask[rows, columns]
@@ -383,6 +383,17 @@ def _without_nearest(shape: tuple[int, ...], share: float) -> Tensor:
     if shape[1] > 1:
         shown[:, 0] = torch.rand(shape[0]) >= share
     return shown
+
+
+def _add_at(total: Tensor, where: Tensor, values: Tensor) -> None:
+    """Add values (m, k, ...) to the places ``where`` (k,) of total (m, n, ...), in the same order every time.
+
+    On a GPU ``index_add_`` adds in whatever order its threads come.
+    """
+    if total.device.type == "cpu":
+        total.index_add_(1, where, values)
+    else:
+        total.transpose(0, 1).index_put_((where,), values.transpose(0, 1), accumulate=True)
 
 
 def _training_bags(
