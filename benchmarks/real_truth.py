@@ -27,7 +27,7 @@ from baselines import interpolated, mil_ridge
 
 import sphistex as sx
 from sphistex._section import resolve_section
-from sphistex.metrics import noise_ceiling, pearson_by_scale
+from sphistex.metrics import correlation_by_scale, noise_ceiling
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import gather_inputs
 
@@ -103,17 +103,19 @@ def run(name: str, protocol: str, n_genes: int, out: Path, changes: dict) -> pd.
     rows = []
     for method, values in maps.items():
         rows.append(
-            pearson_by_scale(values, truth, mask, genes=genes, factors=FACTORS).assign(area="tissue", method=method)
-        )
-        rows.append(
-            pearson_by_scale(values, truth, off_spot, genes=genes, factors=(1, 2), min_share=1.0).assign(
-                area="off-spot", method=method
+            correlation_by_scale(values, truth, mask, genes=genes, factors=FACTORS, statistics=("pearson",)).assign(
+                area="tissue", method=method
             )
         )
         rows.append(
-            pearson_by_scale(values, truth, np.ones_like(mask), genes=genes, factors=FACTORS).assign(
-                area="all bins", method=method
-            )
+            correlation_by_scale(
+                values, truth, off_spot, genes=genes, factors=(1, 2), min_share=1.0, statistics=("pearson",)
+            ).assign(area="off-spot", method=method)
+        )
+        rows.append(
+            correlation_by_scale(
+                values, truth, np.ones_like(mask), genes=genes, factors=FACTORS, statistics=("pearson",)
+            ).assign(area="all bins", method=method)
         )
     ceiling = noise_ceiling(whole, mask, independent_half=protocol == "c", genes=genes, factors=FACTORS)
     rows.append(ceiling.rename(columns={"ceiling": "pearson"}).assign(area="tissue", method="noise ceiling"))

@@ -25,7 +25,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 import sphistex as sx
-from sphistex.metrics import pearson_by_scale
+from sphistex.metrics import correlation_by_scale
 from sphistex.tl._genes import choose_genes
 
 FACTORS = (1, 2, 4, 8)
@@ -59,7 +59,9 @@ def main() -> None:
     }
     truth = crop.dense(pd.Index(genes), scored)
     scores = {
-        name: pearson_by_scale(values, truth, mask, genes=genes, factors=FACTORS).groupby("scale_um").pearson.mean()
+        name: correlation_by_scale(values, truth, mask, genes=genes, factors=FACTORS, statistics=("pearson",))
+        .groupby("scale_um")
+        .pearson.mean()
         for name, values in (maps | {"sphistex": resolved}).items()
     }
     print(pd.DataFrame(scores).T.round(3).to_string())

@@ -89,7 +89,9 @@ def accuracy(sdata: SpatialData, *, key: str = "superres", truth: str = "truth")
     counts = true.X.toarray() if hasattr(true.X, "toarray") else true.X
     truths = {"counts": _as_map(true, counts, shape), "expected": _as_map(true, true.layers["expected"], shape)}
     rows = {
-        (against, method): metrics.pearson_by_scale(values, target, mask).groupby("scale_um")["pearson"].mean()
+        (against, method): metrics.correlation_by_scale(values, target, mask, statistics=("pearson",))
+        .groupby("scale_um")["pearson"]
+        .mean()
         for against, target in truths.items()
         for method, values in (maps | ({CEILING: truths["expected"]} if against == "counts" else {})).items()
     }

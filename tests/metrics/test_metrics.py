@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from scipy import sparse
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 
-from sphistex.metrics import coarsen, noise_ceiling, pearson, pearson_by_scale, thin_counts
+from sphistex.metrics import coarsen, correlation_by_scale, noise_ceiling, pearson, spearman, thin_counts
 
 
 @pytest.fixture
@@ -53,9 +53,30 @@ def test_the_ceiling_is_what_the_rate_itself_reaches(rng):
     rate = (3 + 2 * np.sin(x / 9) * np.cos(y / 11))[..., None]
     truth, mask = rng.poisson(rate), np.ones((96, 96), bool)
     ceiling = noise_ceiling(truth, mask).ceiling
-    reached = pearson_by_scale(rate, truth, mask).pearson
+    reached = correlation_by_scale(rate, truth, mask).pearson
     np.testing.assert_allclose(ceiling, reached, atol=0.02)
     half = thin_counts(truth, seed=3)[1]
     np.testing.assert_allclose(
-        noise_ceiling(truth, mask, independent_half=True).ceiling, pearson_by_scale(rate, half, mask).pearson, atol=0.03
+        noise_ceiling(truth, mask, independent_half=True).ceiling,
+        correlation_by_scale(rate, half, mask).pearson,
+        atol=0.03,
     )
+
+
+def test_spearman_is_scipys_with_ties(rng):
+    a, b = rng.poisson(2.0, (60, 3)), rng.poisson(2.0, (60, 3))
+    np.testing.assert_allclose(spearman(a, b), [spearmanr(a[:, i], b[:, i]).statistic for i in range(3)])
+
+
+def test_scores_of_many_genes_are_those_of_each_gene_alone(rng):
+    """They are computed some genes at a time."""
+    truth, mask = rng.poisson(3.0, (16, 16, 70)), rng.random((16, 16)) > 0.2
+    predicted = truth + rng.normal(size=truth.shape)
+    names = [f"g{i}" for i in range(70)]
+    table = correlation_by_scale(predicted, truth, mask, genes=names, factors=(1, 4))
+    assert list(table.columns) == ["gene", "scale_um", "pearson", "spearman"]
+    assert list(table.gene) == names * 2
+    for gene in (0, 33, 69):
+        alone = correlation_by_scale(predicted[..., [gene]], truth[..., [gene]], mask, factors=(1, 4))
+        np.testing.assert_allclose(table[table.gene == names[gene]][["pearson", "spearman"]],
+                                   alone[["pearson", "spearman"]])  # fmt: skip

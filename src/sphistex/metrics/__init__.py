@@ -1,6 +1,20 @@
 """Accuracy of predicted maps against a high-resolution truth."""
 
-from sphistex.metrics.accuracy import coarsen, noise_ceiling, pearson, pearson_by_scale
+from sphistex.metrics.accuracy import coarsen, correlation_by_scale, noise_ceiling, pearson, spearman
+from sphistex.metrics.artefacts import border_score, spot_error
+from sphistex.metrics.lattice import from_tables
+from sphistex.metrics.published import published
 from sphistex.metrics.thinning import thin_counts
 
-__all__ = ["coarsen", "noise_ceiling", "pearson", "pearson_by_scale", "thin_counts"]
+__all__ = [
+    "border_score",
+    "coarsen",
+    "correlation_by_scale",
+    "from_tables",
+    "noise_ceiling",
+    "pearson",
+    "published",
+    "spearman",
+    "spot_error",
+    "thin_counts",
+]

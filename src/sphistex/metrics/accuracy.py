@@ -1,13 +1,16 @@
-"""Pearson correlation per gene between predicted and true maps, at several scales, beside the noise ceiling."""
+"""Correlation per gene between predicted and true maps, at several scales, beside the noise ceiling."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
+from sphistex.metrics.lattice import Values, blocks
 from sphistex.metrics.thinning import thin_counts
 
 
@@ -62,22 +65,39 @@ def pearson(predicted: NDArray, truth: NDArray) -> NDArray[np.float64]:
     return np.where(norm_t == 0, np.nan, np.where(norm_p == 0, 0.0, r))
 
 
-def pearson_by_scale(
-    predicted: NDArray,
-    truth: NDArray,
+def spearman(predicted: NDArray, truth: NDArray) -> NDArray[np.float64]:
+    """Spearman's rank correlation of each column of two (n, n_genes) arrays; NaN and 0 as for :func:`pearson`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> spearman(np.array([[1.0], [2.0], [3.0]]), np.array([[1.0], [10.0], [100.0]])).round(3).tolist()
+    [1.0]
+    """
+    return pearson(rankdata(predicted, axis=0), rankdata(truth, axis=0))
+
+
+_STATISTICS = {"pearson": pearson, "spearman": spearman}
+
+
+def correlation_by_scale(
+    predicted: Values,
+    truth: Values,
     mask: NDArray[np.bool_],
     *,
     genes: Sequence[str] | None = None,
     factors: Sequence[int] = (1, 2, 4, 8),
     pitch_um: float = 8.0,
     min_share: float = 0.5,
+    statistics: Sequence[Literal["pearson", "spearman"]] = ("pearson", "spearman"),
 ) -> pd.DataFrame:
-    """Pearson r per gene and scale between a predicted and a true map.
+    """Correlation per gene and scale between a predicted and a true map.
 
     Parameters
     ----------
     predicted, truth
-        (rows, columns, n_genes), counts per superpixel.
+        Counts per superpixel: (rows, columns, n_genes), or (n_superpixels, n_genes), dense or sparse, of all
+        superpixels of the grid or of those inside the mask, row by row.
     mask
         (rows, columns), the superpixels that are scored (tissue, or tissue outside every spot).
     genes
@@ -88,29 +108,38 @@ def pearson_by_scale(
         Side of a superpixel in µm.
     min_share
         Share of a block that must be inside the mask (see :func:`coarsen`).
+    statistics
+        Which correlations. Spearman's takes much longer, as it ranks every map.
 
     Returns
     -------
-    Tidy table with columns ``gene``, ``scale_um``, ``pearson``.
+    Tidy table with columns ``gene``, ``scale_um`` and one for each statistic; a few genes are in memory at once.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit each other.
 
     Examples
     --------
     >>> import numpy as np
     >>> truth = np.random.default_rng(0).poisson(3.0, (16, 16, 2))
-    >>> table = pearson_by_scale(truth, truth, np.ones((16, 16), bool), factors=(1, 2))
-    >>> table.pearson.round(3).tolist()
-    [1.0, 1.0, 1.0, 1.0]
+    >>> table = correlation_by_scale(truth, truth, np.ones((16, 16), bool), factors=(1, 2))
+    >>> table.pearson.round(3).tolist(), table.spearman.round(3).tolist()
+    ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
     """
-    names = list(genes) if genes is not None else [str(i) for i in range(truth.shape[-1])]
     parts = []
-    for factor in factors:
-        sums = [coarsen(values, mask, factor, min_share=min_share)[0] for values in (predicted, truth)]
-        parts.append(pd.DataFrame({"gene": names, "scale_um": factor * pitch_um, "pearson": pearson(*sums)}))
-    return pd.concat(parts, ignore_index=True)
+    for names, *values in blocks(predicted, truth, mask, genes):
+        for factor in factors:
+            sums = [coarsen(x, mask, factor, min_share=min_share)[0] for x in values]
+            part = pd.DataFrame({"gene": names, "scale_um": factor * pitch_um})
+            parts.append(part.assign(**{str(name): _STATISTICS[name](*sums) for name in statistics}))
+    table = pd.concat(parts, ignore_index=True)
+    return table.sort_values("scale_um", kind="stable", ignore_index=True)
 
 
 def noise_ceiling(
-    truth: NDArray,
+    truth: Values,
     mask: NDArray[np.bool_],
     *,
     independent_half: bool = False,
@@ -125,7 +154,7 @@ def noise_ceiling(
     Parameters
     ----------
     truth, mask, kwargs
-        As in :func:`pearson_by_scale`.
+        As in :func:`correlation_by_scale`.
     independent_half
         Whether predictions are scored against one half only.
     seed
@@ -136,7 +165,7 @@ def noise_ceiling(
     Table with columns ``gene``, ``scale_um``, ``ceiling``.
     """
     first, second = thin_counts(truth, seed=seed)
-    table = pearson_by_scale(first, second, mask, **kwargs)  # type: ignore[arg-type]
+    table = correlation_by_scale(first, second, mask, statistics=("pearson",), **kwargs)  # type: ignore[arg-type]
     r = table.pop("pearson").clip(lower=0)
     table["ceiling"] = np.sqrt(r if independent_half else 2 * r / (1 + r))
     return table
