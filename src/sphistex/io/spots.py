@@ -66,7 +66,7 @@ def from_spots(
     >>> sorted(sdata.images), sorted(sdata.shapes), sorted(sdata.tables)
     (['image'], ['spots'], ['counts'])
     """
-    centres = _check_centres(xy_px, adata)
+    centres = check_centres(xy_px, adata)
     for name, value in (("spot_diameter_um", spot_diameter_um), ("spot_pitch_um", spot_pitch_um)):
         if not (np.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a positive number of microns")
@@ -78,14 +78,15 @@ def from_spots(
     mpp = scale_from_lattice(lattice_of(centres), mpp=None, spot_pitch_um=spot_pitch_um)
     record = {"pitch_um": float(spot_pitch_um), "diameter_um": float(spot_diameter_um)}
     return SpatialData(
-        images={"image": _image_element(image)},
+        images={"image": image_element(image)},
         shapes={"spots": ShapesModel.parse(centres, geometry=0, radius=spot_diameter_um / mpp / 2)},
-        tables={"counts": _table(adata, centres)},
+        tables={"counts": spot_table(adata, centres)},
         attrs={"sphistex": {INPUT_RECORD: {"spots": record}}},
     )
 
 
-def _check_centres(xy_px: ArrayLike, adata: AnnData) -> NDArray[np.float64]:
+def check_centres(xy_px: ArrayLike, adata: AnnData) -> NDArray[np.float64]:
+    """Centres (n, 2) that belong to the rows of a table."""
     centres = np.asarray(xy_px, dtype=float)
     if centres.shape != (adata.n_obs, 2):
         raise ValueError(
@@ -96,7 +97,7 @@ def _check_centres(xy_px: ArrayLike, adata: AnnData) -> NDArray[np.float64]:
     return centres
 
 
-def _image_element(image: ImageLike) -> DataArray | DataTree:
+def image_element(image: ImageLike) -> DataArray | DataTree:
     """The image as a lazy element, with smaller levels for viewing when it is large."""
     pixels = open_image(image)
     channels = list("rgba")[: pixels.sizes["c"]] if pixels.sizes["c"] in (3, 4) else None
@@ -107,10 +108,11 @@ def _image_element(image: ImageLike) -> DataArray | DataTree:
     )
 
 
-def _table(adata: AnnData, centres: NDArray[np.float64]) -> AnnData:
+def spot_table(adata: AnnData, centres: NDArray[np.float64], region: str = "spots") -> AnnData:
+    """The counts as a table that annotates the shapes ``region``."""
     table = adata.copy()
     table.uns.pop(TableModel.ATTRS_KEY, None)
-    table.obs["region"] = pd.Categorical(["spots"] * table.n_obs)
+    table.obs["region"] = pd.Categorical([region] * table.n_obs)
     table.obs["spot_id"] = np.arange(table.n_obs)
     table.obsm["spatial"] = centres
-    return TableModel.parse(table, region="spots", region_key="region", instance_key="spot_id")
+    return TableModel.parse(table, region=region, region_key="region", instance_key="spot_id")
