@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import dask.dataframe as dd
@@ -59,7 +60,12 @@ def brute_force(counts: NDArray, xy_px: NDArray, diameter_um: float) -> NDArray:
 @pytest.mark.parametrize("rotation_deg", [0.0, 17.0])
 @pytest.mark.parametrize(("diameter_um", "pitch_um"), [(55.0, 100.0), (40.0, 64.0)])
 def test_spots_are_raw_sums_over_disks_on_the_lattice(
-    counts: NDArray, lattice: str, neighbours: int, rotation_deg: float, diameter_um: float, pitch_um: float
+    counts: NDArray,
+    lattice: Literal["hexagonal", "square"],
+    neighbours: int,
+    rotation_deg: float,
+    diameter_um: float,
+    pitch_um: float,
 ) -> None:
     made = sx.pp.pseudo_visium(
         bins(counts),
@@ -155,7 +161,8 @@ def test_transcripts_are_counted_where_they_lie(partitions: int) -> None:
     assert sorted(names) == ["a", "b", "c"]
     edges = np.arange(SIDE + 1) * PX
     for i, name in enumerate(names):
-        expected, _, _ = np.histogram2d(*xy[gene == name].T[::-1], bins=(edges, edges))
+        x, y = xy[gene == name].T
+        expected, _, _ = np.histogram2d(y, x, bins=[edges, edges])
         np.testing.assert_array_equal(truth[..., i], expected)
     np.testing.assert_array_equal(made["counts"].X.toarray(), brute_force(truth, made["counts"].obsm["spatial"], 55))
     with pytest.raises(KeyError, match="points_key='none'"):
