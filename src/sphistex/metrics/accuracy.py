@@ -66,7 +66,7 @@ def pearson(predicted: NDArray, truth: NDArray) -> NDArray[np.float64]:
 
 
 def spearman(predicted: NDArray, truth: NDArray) -> NDArray[np.float64]:
-    """Spearman's rank correlation of each column of two (n, n_genes) arrays; NaN and 0 as for :func:`pearson`.
+    """Spearman's rank correlation of each column of two (n, n_genes) arrays; NaN and 0 as for Pearson's r.
 
     Examples
     --------

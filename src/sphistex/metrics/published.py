@@ -23,7 +23,7 @@ def published(
     Parameters
     ----------
     predicted, truth
-        Counts per superpixel, (rows, columns, n_genes) or (n_superpixels, n_genes); see :func:`maps`.
+        Counts per superpixel, (rows, columns, n_genes) or (n_superpixels, n_genes); see :func:`correlation_by_scale`.
     mask
         (rows, columns), the tissue. What lies outside is 0 on both maps, and does not count for the RMSE.
     genes
