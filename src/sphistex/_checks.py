@@ -143,3 +143,14 @@ def check_tissue_spots(on_tissue: NDArray[np.bool_]) -> None:
 def _some(names: Any, most: int = 10) -> str:
     shown = ", ".join(repr(str(name)) for name in list(names)[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def check_spot_size(spot_diameter_um: float, spot_pitch_um: float) -> None:
+    """Check that spots have a size, a distance, and room beside each other."""
+    for name, value in (("spot_diameter_um", spot_diameter_um), ("spot_pitch_um", spot_pitch_um)):
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r} must be a positive number of microns")
+    if spot_diameter_um > spot_pitch_um:
+        raise ValueError(
+            f"spot_diameter_um={spot_diameter_um:g} is larger than spot_pitch_um={spot_pitch_um:g}: spots would overlap"
+        )

@@ -38,7 +38,7 @@ def test_every_layout_gives_the_same_maps(values, mask, layout):
 def test_what_does_not_fit_is_refused(values, mask):
     with pytest.raises(ValueError, match=r"\(7, 5\) do not fit mask \(6, 8\).*48 superpixels or of the 42 inside"):
         maps(np.ones((7, 5)), mask, slice(0, 1))
-    with pytest.raises(ValueError, match="predicted has 4 genes, truth 5"):
+    with pytest.raises(ValueError, match="values have 4 and 5 genes"):
         correlation_by_scale(values[..., :4], values, mask)
 
 

@@ -175,7 +175,7 @@ def test_transcripts_are_counted_where_they_lie(partitions: int) -> None:
     ("changes", "message"),
     [
         ({"spot_diameter_um": 0}, "spot_diameter_um=0 must be a positive"),
-        ({"spot_diameter_um": 120}, "spots overlap"),
+        ({"spot_diameter_um": 120}, "spots would overlap"),
         ({"lattice": "round"}, "lattice='round'"),
         ({"rotation_deg": np.nan}, "rotation_deg=nan"),
         ({"spot_diameter_um": 390, "spot_pitch_um": 400}, "no spot of 390 µm"),

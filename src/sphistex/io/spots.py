@@ -11,7 +11,7 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 from xarray import DataArray, DataTree
 
-from sphistex._checks import check_counts, check_rgb
+from sphistex._checks import check_counts, check_rgb, check_spot_size
 from sphistex._elements import INPUT_RECORD
 from sphistex._scale import lattice_of, scale_from_lattice
 from sphistex.io.images import ImageLike, open_image
@@ -67,13 +67,7 @@ def from_spots(
     (['image'], ['spots'], ['counts'])
     """
     centres = check_centres(xy_px, adata)
-    for name, value in (("spot_diameter_um", spot_diameter_um), ("spot_pitch_um", spot_pitch_um)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r} must be a positive number of microns")
-    if spot_diameter_um > spot_pitch_um:
-        raise ValueError(
-            f"spot_diameter_um={spot_diameter_um:g} is larger than spot_pitch_um={spot_pitch_um:g}: spots would overlap"
-        )
+    check_spot_size(spot_diameter_um, spot_pitch_um)
     check_counts(adata, "adata")
     mpp = scale_from_lattice(lattice_of(centres), mpp=None, spot_pitch_um=spot_pitch_um)
     record = {"pitch_um": float(spot_pitch_um), "diameter_um": float(spot_diameter_um)}

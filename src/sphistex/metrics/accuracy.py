@@ -129,7 +129,7 @@ def correlation_by_scale(
     ([1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0])
     """
     parts = []
-    for names, *values in blocks(predicted, truth, mask, genes):
+    for names, values in blocks(mask, genes, predicted, truth):
         for factor in factors:
             sums = [coarsen(x, mask, factor, min_share=min_share)[0] for x in values]
             part = pd.DataFrame({"gene": names, "scale_um": factor * pitch_um})

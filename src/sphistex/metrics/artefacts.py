@@ -40,8 +40,8 @@ def border_score(predicted: Values, mask: NDArray[np.bool_], period: int) -> flo
         inside = np.moveaxis(mask, axis, 0)
         pairs = (inside[1:] & inside[:-1]).sum(1).astype(float)
         steps = np.zeros(len(pairs))
-        for _, values, _ in blocks(predicted, predicted, mask, None):
-            values = np.moveaxis(np.where(mask[..., None], values, np.nan), axis, 0).astype(np.float64)
+        for _, (found,) in blocks(mask, None, predicted):
+            values = np.moveaxis(np.where(mask[..., None], found, np.nan), axis, 0).astype(np.float64)
             spread = np.nanstd(values, axis=(0, 1))
             steps += np.nansum(np.abs(np.diff(values, axis=0)) / np.where(spread > 0, spread, 1), axis=(1, 2))
         phases = np.arange(len(pairs)) % period
@@ -81,7 +81,7 @@ def spot_error(
     """
     counts = np.asarray(counts, dtype=np.float64)
     tables, first = [], 0
-    for names, values, _ in blocks(predicted, predicted, mask, genes):
+    for names, (values,) in blocks(mask, genes, predicted):
         measured = counts[:, first : first + len(names)]
         difference = np.abs(weights @ values.reshape(mask.size, -1) - measured).mean(0)
         tables.append(pd.DataFrame({"gene": names, "spot_error": difference / np.maximum(measured.mean(0), 1e-300)}))

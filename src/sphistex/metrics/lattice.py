@@ -51,23 +51,24 @@ def maps(values: Values, mask: NDArray[np.bool_], genes: slice) -> NDArray:
 
 
 def blocks(
-    predicted: Values, truth: Values, mask: NDArray[np.bool_], genes: Sequence[str] | None
-) -> Iterator[tuple[list[str], NDArray, NDArray]]:
-    """Names and maps of a few genes at a time, so that memory does not grow with their number.
+    mask: NDArray[np.bool_], genes: Sequence[str] | None, *values: Values
+) -> Iterator[tuple[list[str], list[NDArray]]]:
+    """Names of a few genes at a time and their maps of each of ``values``; memory does not grow with the genes.
 
     Raises
     ------
     ValueError
         If the numbers of genes differ.
     """
-    n_genes = truth.shape[-1]
+    n_genes = values[-1].shape[-1]
     names = [str(i) for i in range(n_genes)] if genes is None else list(genes)
-    if not predicted.shape[-1] == n_genes == len(names):
-        raise ValueError(f"predicted has {predicted.shape[-1]} genes, truth {n_genes}, and genes names {len(names)}.")
-    predicted, truth = (x if isinstance(x, np.ndarray) else sparse.csc_array(x) for x in (predicted, truth))
+    if {x.shape[-1] for x in values} != {len(names)}:
+        numbers = " and ".join(str(x.shape[-1]) for x in values)
+        raise ValueError(f"values have {numbers} genes, and genes names {len(names)}: they must be the same genes.")
+    by_gene = [x if isinstance(x, np.ndarray) else sparse.csc_array(x) for x in values]
     for first in range(0, n_genes, _GENES_AT_ONCE):
         part = slice(first, first + _GENES_AT_ONCE)
-        yield names[part], maps(predicted, mask, part), maps(truth, mask, part)
+        yield names[part], [maps(x, mask, part) for x in by_gene]
 
 
 def from_tables(

@@ -42,7 +42,7 @@ def published(
     """
     rows = [
         (name, *_rmse_and_ssim(a[..., i], b[..., i], mask))
-        for names, a, b in blocks(predicted, truth, mask, genes)
+        for names, (a, b) in blocks(mask, genes, predicted, truth)
         for i, name in enumerate(names)
     ]
     return pd.DataFrame(rows, columns=["gene", "rmse", "ssim"])

@@ -373,8 +373,10 @@ def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
 def _halves(counts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Counts drawn into two halves whose noise is independent, each on the scale of the whole."""
     whole = torch.from_numpy(np.floor(counts))
-    first = torch.binomial(whole, torch.full_like(whole, 0.5)).numpy() + 0.5 * (counts % 1)
-    return 2 * first, 2 * (counts - first)
+    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape)).numpy()
+    first += 0.5 * (counts % 1)
+    first *= 2
+    return first, 2 * counts - first
 
 
 def _without_nearest(shape: tuple[int, ...], share: float) -> Tensor:

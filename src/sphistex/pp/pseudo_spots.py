@@ -16,6 +16,7 @@ from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableMo
 from spatialdata.transformations import Identity, Scale
 from xarray import DataArray
 
+from sphistex._checks import check_spot_size
 from sphistex._elements import INPUT_RECORD
 from sphistex._scale import lattice_of
 from sphistex._section import Section, affine_to_image, resolve_image, resolve_section
@@ -96,7 +97,11 @@ def pseudo_visium(
     >>> section["truth"].shape, section["counts"].shape
     ((3600, 2), (23, 2))
     """
-    _check_lattice(spot_diameter_um, spot_pitch_um, lattice, rotation_deg)
+    check_spot_size(spot_diameter_um, spot_pitch_um)
+    if lattice not in ("hexagonal", "square"):
+        raise ValueError(f'lattice={lattice!r} must be "hexagonal" or "square"')
+    if not np.isfinite(rotation_deg):
+        raise ValueError(f"rotation_deg={rotation_deg!r} must be a number of degrees")
     if points_key is None:
         section = resolve_section(
             sdata,
@@ -129,18 +134,6 @@ def pseudo_visium(
     return _section(
         image, grid, genes, counts, centres_um[on_tissue] / grid.mpp, truth, measured, spot_diameter_um, spot_pitch_um
     )
-
-
-def _check_lattice(diameter_um: float, pitch_um: float, lattice: str, rotation_deg: float) -> None:
-    for name, value in (("spot_diameter_um", diameter_um), ("spot_pitch_um", pitch_um)):
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}={value!r} must be a positive number of microns")
-    if diameter_um > pitch_um:
-        raise ValueError(f"spot_diameter_um={diameter_um:g} is larger than spot_pitch_um={pitch_um:g}: spots overlap")
-    if lattice not in ("hexagonal", "square"):
-        raise ValueError(f'lattice={lattice!r} must be "hexagonal" or "square"')
-    if not np.isfinite(rotation_deg):
-        raise ValueError(f"rotation_deg={rotation_deg!r} must be a number of degrees")
 
 
 # ------------------------------------------------------------------------------------------------- truth
