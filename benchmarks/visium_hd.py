@@ -13,7 +13,6 @@ import time
 import warnings
 
 import anndata as ad
-import crops
 import geopandas as gpd
 import numpy as np
 import pandas as pd
@@ -25,7 +24,11 @@ from spatialdata.models import Image2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity
 
 import sphistex as sx
-from sphistex.metrics import correlation_by_scale
+from sphistex._section import resolve_section
+from sphistex.bench.datasets import find
+from sphistex.grid import Grid
+from sphistex.metrics import correlation_by_scale, thin_counts
+from sphistex.metrics.lattice import superpixels_of
 from sphistex.tl._genes import choose_genes
 
 FACTORS = (1, 2, 4, 8)
@@ -38,10 +41,11 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=150)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
-    crop = crops.load("kidney")
-    seen, scored = crops.halves(crop)
-    genes = choose_genes(crops.spot_table(crop, crop.counts, crops.hexagonal_spots(crop.grid)), arguments.genes)
-    sdata = as_visium_hd(crop, seen, arguments.bin_um)
+    section = find("kidney", None).read()
+    genes = choose_genes(section["counts"], arguments.genes)
+    grid, counts = on_grid(section)
+    seen, scored = thin_counts(counts, seed=0)
+    sdata = as_visium_hd(section, grid, seen, arguments.bin_um)
     sx.settings.progress = False
     sx.tl.superpixel_features(sdata, encoder="efficientnet_lite0")
     started = time.perf_counter()
@@ -53,11 +57,11 @@ def main() -> None:
     row, column = np.array(table.uns["superres"]["crop"])[:, None] + table.obs[["array_row", "array_col"]].to_numpy().T
     resolved = np.zeros((*mask.shape, len(genes)), dtype=np.float32)
     resolved[row, column] = table.X
-    measured = crop.dense(pd.Index(genes), seen).astype(np.float32)
+    columns = section["truth"].var_names.get_indexer(genes)
+    measured, truth = (half[:, columns].toarray().reshape(*grid.shape, -1) for half in (seen, scored))
     maps = {"bins of 8 µm": measured} | {
         f"smoothed, sigma {sigma:g} µm": gaussian_filter(measured, (sigma / 8, sigma / 8, 0)) for sigma in SIGMAS_UM
     }
-    truth = crop.dense(pd.Index(genes), scored)
     scores = {
         name: correlation_by_scale(values, truth, mask, genes=genes, factors=FACTORS, statistics=("pearson",))
         .groupby("scale_um")
@@ -68,21 +72,27 @@ def main() -> None:
     print(f"peak RSS {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
-def as_visium_hd(crop: crops.Crop, counts: sparse.csr_matrix, bin_um: int) -> SpatialData:
-    """The crop as spatialdata-io reads Visium HD, with square bins of a multiple of 8 µm."""
+def on_grid(section: SpatialData) -> tuple[Grid, sparse.csr_matrix]:
+    """The grid of superpixels, and the truth on it (n_superpixels, n_genes)."""
+    truth, grid = section["truth"], resolve_section(section).grid
+    return grid, sparse.csr_matrix(superpixels_of(truth.obsm["spatial"], grid.pitch_px, grid.shape) @ truth.X)
+
+
+def as_visium_hd(section: SpatialData, grid: Grid, counts: sparse.csr_matrix, bin_um: int) -> SpatialData:
+    """The section as spatialdata-io reads Visium HD, with square bins of a multiple of 8 µm."""
     times = bin_um // 8
-    rows, columns = (index.ravel() // times for index in np.indices(crop.grid.shape))
-    width = crop.grid.shape[1] // times
-    pool = sparse.csr_matrix((np.ones(crop.grid.size), (rows * width + columns, np.arange(crop.grid.size))))
+    rows, columns = (index.ravel() // times for index in np.indices(grid.shape))
+    width = grid.shape[1] // times
+    pool = sparse.csr_matrix((np.ones(grid.size), (rows * width + columns, np.arange(grid.size))))
     sums = sparse.csr_matrix(pool @ counts).astype(np.float32)
     number = np.arange(sums.shape[0])
-    y, x = (place * bin_um / crop.grid.mpp for place in np.divmod(number, width))
-    side = bin_um / crop.grid.mpp
+    y, x = (place * bin_um / grid.mpp for place in np.divmod(number, width))
+    side = bin_um / grid.mpp
     name, placed = f"kidney_square_{bin_um:03d}um", {"kidney": Identity()}
     squares = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + side, y + side))
     obs = pd.DataFrame({"region": pd.Categorical([name] * len(number)), "bin": number}, index=number.astype(str))
-    table = ad.AnnData(sums, obs=obs, var=pd.DataFrame(index=crop.genes))
-    image = Image2DModel.parse(np.moveaxis(crop.image, -1, 0), dims=("c", "y", "x"), transformations=placed)
+    table = ad.AnnData(sums, obs=obs, var=pd.DataFrame(index=section["truth"].var_names))
+    image = Image2DModel.parse(section["image"].data, dims=("c", "y", "x"), transformations=placed)
     return SpatialData(
         images={"kidney_full_image": image},
         shapes={name: ShapesModel.parse(squares, transformations=placed)},

@@ -42,7 +42,7 @@ def resolved(section: Path) -> tuple[Path, Result]:
     return store, call("run", store, "--genes", "6", *BUILT_IN, *QUICK, *extras)
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["run"]])
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["run"], ["bench"]])
 def test_help_is_there_at_once(arguments: list[str]):
     code = f"from sphistex.cli import main; main({[*arguments, '--help']!r})"
     seconds = []
@@ -58,7 +58,15 @@ def test_help_of_run_names_every_argument_of_super_resolve_that_a_command_line_c
     text = call("run", "--help").output
     for option in ("--genes", "--encoder", "--weights", "--preset", "--image", "--shapes", "--table", "--mpp"):
         assert option in text
-    for option in ("--key-added", "--overwrite", "--seed", "--device", "--conserve-counts", "--pictures"):
+    for option in (
+        "--key-added",
+        "--overwrite",
+        "--seed",
+        "--device",
+        "--conserve-counts",
+        "--drop-genes",
+        "--pictures",
+    ):
         assert option in text
 
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from sphistex.settings import settings
 
 if TYPE_CHECKING:
-    from sphistex import datasets, encoders, io, metrics, nn, pl, pp, tl
+    from sphistex import bench, datasets, encoders, io, metrics, nn, pl, pp, tl
     from sphistex.bags import Bags
     from sphistex.grid import Grid
 
     __version__: str
 
-__all__ = ["Bags", "Grid", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "settings", "tl"]
+__all__ = ["Bags", "Grid", "bench", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "settings", "tl"]
 
-_SUBMODULES = frozenset({"datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"})
+_SUBMODULES = frozenset({"bench", "datasets", "encoders", "io", "metrics", "nn", "pl", "pp", "tl"})
 _CLASSES = {"Bags": "sphistex.bags", "Grid": "sphistex.grid"}
 
 

@@ -1,4 +1,4 @@
-"""The commands ``sphistex demo`` and ``sphistex run``."""
+"""The commands ``sphistex demo``, ``sphistex run`` and ``sphistex bench``."""
 
 from __future__ import annotations
 
@@ -92,6 +92,12 @@ def demo(out: Path, size_um: float, genes: int, seed: int, device: str | None, q
 @click.option(
     "--conserve-counts", is_flag=True, help="Make each spot add up to exactly what was measured, noise included."
 )
+@click.option(
+    "--drop-genes",
+    type=click.Choice(["chance", "interpolation"]),
+    help="Leave out genes that are predicted no better than by chance, or than by interpolation, at spots that the "
+    "model had not seen.",
+)
 @click.option("--strict", is_flag=True, help="Refuse counts that look normalised, instead of warning.")
 @click.option("--overwrite", is_flag=True, help="Replace a result of that name.")
 @click.option("--epochs", type=int, help="Rounds of training.  [default: the preset's]")
@@ -142,6 +148,55 @@ def run(
             shown = model.genes if isinstance(chosen, list) else _most_patterned(sdata, key)
             _draw(sdata, key, shown[:_PICTURED], pictures)
             click.echo(f"{pictures}: features.png, expression.png, training.png")
+
+
+@main.command()
+@click.argument("datasets", nargs=-1, required=True, metavar="DATASET...")
+@click.option("--methods", help="Which methods, separated by commas.  [default: all but the published ablations]")
+@click.option("--protocols", default="abc", show_default=True, help="Which protocols, such as a or ac.")
+@click.option(
+    "--genes",
+    help="Which genes: how many (one half the most variable, one half the most abundant), or names separated by "
+    'commas, or a text file with one name per line, or "all".  [default: what suits the section]',
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder with the files of named sections.  [default: environment variable SPHISTEX_DATA]",
+)
+@click.option(
+    "--encoder", default="efficientnet_lite0", show_default=True, help="The network that looks at the image, as in run."
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for what is made.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
+@click.option("--device", help=_DEVICE_HELP)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def bench(
+    datasets: tuple[str, ...], methods: str | None, genes: str | None, out: Path, quiet: bool, **how: Any
+) -> None:
+    """Compare methods on sections whose true expression is known.
+
+    DATASET is simulated, simulated:SEED, kidney, pancreas, her2st:C3, mouse-brain-hd, breast-hd, breast-xenium-1 (2, 3)
+    or the path of a SpatialData folder (.zarr) made by sphistex.pp.pseudo_visium. All but the first and the last
+    read files from the folder --data. Every method gets the same spots, image features and genes.
+
+    Protocols: (a) spots are made from the counts that are scored against, as published; (b) the same maps scored
+    outside every spot; (c) spots from one half of the counts, scored against the other.
+
+    Writes into the folder OUT: scores.csv and costs.csv, which grow with every method that is done, report.md, and
+    pictures. What an earlier benchmark left there is replaced.
+
+    \b
+    Examples
+      sphistex bench simulated --methods nearest,linear,sphistex --out benchmark
+      sphistex bench kidney pancreas --protocols c --data data --out benchmark
+    """  # noqa: D301
+    with _reporting(quiet):
+        from sphistex import bench
+
+        names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
+        bench.run(datasets, methods=names, genes="all" if genes == "all" else _genes(genes), out=out, **how)
+        click.echo(f"Everything is in {out}: look at {out / 'report.md'}")
 
 
 @contextmanager

@@ -75,3 +75,18 @@ def test_tables_without_anything_in_common_are_refused(values, mask):
     far.obsm["spatial"] = far.obsm["spatial"] + 1e4
     with pytest.raises(ValueError, match="no superpixel in common"):
         from_tables(one, far, pitch_px=16)
+
+
+def test_a_finer_truth_is_summed(values, mask):
+    one = table(values, mask, slice(None), list("abcde"))
+    finer = ad.concat([one, one, one], index_unique="-")
+    finer.obsm["spatial"] = finer.obsm["spatial"] + np.repeat([-5.0, 0.0, 5.0], len(one))[:, None]
+    predicted, summed, found, _ = from_tables(one, finer, pitch_px=16)
+    np.testing.assert_array_equal(found, mask)
+    np.testing.assert_array_equal(summed, 3 * np.asarray(predicted))
+
+
+def test_a_coarser_truth_is_refused(values, mask):
+    one = table(values, mask, slice(None), list("abcde"))
+    with pytest.raises(ValueError, match="every 16 px, which is coarser than the superpixels of 8 px"):
+        from_tables(one, one, pitch_px=8)

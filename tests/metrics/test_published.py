@@ -19,8 +19,10 @@ def test_they_are_those_of_the_scaled_maps(section):
     predicted, truth, mask = section
     found = published(predicted, truth, mask, genes=["a", "b", "c"]).set_index("gene")
     for i, gene in enumerate("abc"):
-        # outside the tissue both are 0, and so is the minimum of the whole map
-        a, b = (np.where(mask, x[..., i] / x[..., i][mask].max(), 0) for x in (predicted, truth))
+        a, b = (
+            np.where(mask, (x - x[mask].min()) / (x[mask].max() - x[mask].min()), 0)
+            for x in (predicted[..., i], truth[..., i])
+        )
         assert found.rmse[gene] == pytest.approx(np.sqrt(((a - b)[mask] ** 2).mean()))
         assert found.ssim[gene] == pytest.approx(structural_similarity(a, b, data_range=1))
 
@@ -30,6 +32,13 @@ def test_they_do_not_depend_on_the_unit_nor_on_what_lies_outside(section):
     noisy = np.where(mask[..., None], predicted, 1e6)
     np.testing.assert_allclose(published(7 * noisy, truth, mask)[["rmse", "ssim"]],
                                published(predicted, truth, mask)[["rmse", "ssim"]])  # fmt: skip
+
+
+def test_a_constant_map_is_nothing_also_where_the_tissue_is_not_all_of_it(section):
+    _, truth, mask = section
+    found = published(np.where(mask[..., None], 5.0, 0) * np.ones(3), truth, mask)
+    scaled = (truth[mask] - truth[mask].min(0)) / np.ptp(truth[mask], axis=0)
+    np.testing.assert_allclose(found.rmse, np.sqrt((scaled**2).mean(0)))
 
 
 def test_a_constant_map_beats_a_good_one_where_the_truth_is_sparse():

@@ -101,3 +101,19 @@ def test_the_map_is_the_same_in_parts(xy_um: NDArray) -> None:
 def test_far_from_all_spots_nothing_is_added(xy_um: NDArray) -> None:
     smooth = SmoothResiduals.fit(xy_um, field(xy_um))
     np.testing.assert_allclose(smooth(xy_um + 20000), 0, atol=1e-9)
+
+
+def test_what_is_left_out_is_said_by_the_others(xy_um: NDArray) -> None:
+    """The closed form is a fit without the spot."""
+    noisy = field(xy_um) + np.random.default_rng(0).normal(0, 0.5, (len(xy_um), 3))
+    smooth = SmoothResiduals.fit(xy_um, noisy)
+    found = smooth.left_out(noisy)
+    for spot in (0, 100, len(xy_um) - 1):
+        others = np.arange(len(xy_um)) != spot
+        for gene in range(3):
+            length, ratio = smooth.length_um[gene], smooth.signal_to_noise[gene]
+            kernel = ratio * Matern(length, nu=0.5, length_scale_bounds="fixed")
+            process = GaussianProcessRegressor(kernel, alpha=1.0, optimizer=None).fit(
+                xy_um[others], noisy[others, gene]
+            )
+            assert found[spot, gene] == pytest.approx(process.predict(xy_um[[spot]])[0], abs=1e-6)

@@ -1,7 +1,9 @@
-"""Accuracy of predicted maps against a high-resolution truth."""
+"""Accuracy of predicted maps against a high-resolution truth, and of what is said of their certainty."""
 
 from sphistex.metrics.accuracy import coarsen, correlation_by_scale, noise_ceiling, pearson, spearman
 from sphistex.metrics.artefacts import border_score, spot_error
+from sphistex.metrics.coverage import coverage
+from sphistex.metrics.explained import explained
 from sphistex.metrics.lattice import from_tables
 from sphistex.metrics.published import published
 from sphistex.metrics.thinning import thin_counts
@@ -10,6 +12,8 @@ __all__ = [
     "border_score",
     "coarsen",
     "correlation_by_scale",
+    "coverage",
+    "explained",
     "from_tables",
     "noise_ceiling",
     "pearson",

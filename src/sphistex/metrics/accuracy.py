@@ -58,8 +58,7 @@ def pearson(predicted: NDArray, truth: NDArray) -> NDArray[np.float64]:
     >>> pearson(np.array([[1.0], [2.0], [3.0]]), np.array([[2.0], [4.0], [6.0]])).round(3).tolist()
     [1.0]
     """
-    predicted = predicted - predicted.mean(0)
-    truth = truth - truth.mean(0)
+    predicted, truth = (x - x.mean(0, dtype=np.float64) for x in (predicted, truth))
     norm_p, norm_t = np.linalg.norm(predicted, axis=0), np.linalg.norm(truth, axis=0)
     r = np.einsum("ng,ng->g", predicted, truth) / np.maximum(norm_p * norm_t, 1e-300)
     return np.where(norm_t == 0, np.nan, np.where(norm_p == 0, 0.0, r))

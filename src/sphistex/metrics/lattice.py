@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.spatial import KDTree
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 Values: TypeAlias = NDArray | sparse.spmatrix | sparse.sparray
 # Genes whose maps are in memory at once.
 _GENES_AT_ONCE = 32
+# A truth is coarse where all but few places lie farther apart than this many superpixels.
+_APART, _FEW = 1.2, 0.05
 
 
 def maps(values: Values, mask: NDArray[np.bool_], genes: slice) -> NDArray:
@@ -81,7 +84,8 @@ def from_tables(
     predicted
         Result of :func:`sphistex.tl.super_resolve`.
     truth
-        What was measured, one row per superpixel, with ``obsm["spatial"]`` in the same pixels.
+        What was measured, with ``obsm["spatial"]`` in the same pixels; what lies in one superpixel is summed, so that
+        it may be finer than the result.
     layer
         Layer of the truth; None takes ``X``.
     pitch_px
@@ -97,22 +101,52 @@ def from_tables(
     KeyError
         If ``pitch_px`` is not given and not recorded in the result.
     ValueError
-        If the tables have no gene or no superpixel in common.
+        If the tables have no gene or no superpixel in common, or the truth is coarser than the superpixels.
     """
     pitch = _recorded_pitch_px(predicted) if pitch_px is None else pitch_px
     genes = [str(gene) for gene in predicted.var_names if gene in truth.var_names]
     if not genes:
         raise ValueError("the predicted and the true table have no gene in common.")
-    places = [np.floor(np.asarray(t.obsm["spatial"])[:, ::-1] / pitch).astype(np.int64) for t in (predicted, truth)]
-    shape = tuple(np.maximum(*(p.max(0) for p in places)) + 1)
-    numbers = [np.ravel_multi_index(tuple(p.T), shape) for p in places]
-    both, of_predicted, of_truth = np.intersect1d(numbers[0], numbers[1], assume_unique=True, return_indices=True)
-    if not len(both):
+    places = [np.asarray(table.obsm["spatial"], dtype=float) for table in (predicted, truth)]
+    check_fine(places[1], pitch)
+    rows, columns = (int(number) for number in np.vstack(places).max(0)[::-1] // pitch + 1)
+    of_predicted, of_truth = (superpixels_of(xy, pitch, (rows, columns)) for xy in places)
+    both = (np.diff(of_predicted.indptr) > 0) & (np.diff(of_truth.indptr) > 0)
+    if not both.any():
         raise ValueError("the predicted and the true table have no superpixel in common: is obsm['spatial'] in pixels?")
-    mask = np.zeros(shape, dtype=bool)
-    mask.ravel()[both] = True
-    true = truth[of_truth, genes]
-    return predicted[of_predicted, genes].X, true.X if layer is None else true.layers[layer], mask, genes
+    true = truth[:, genes]
+    values = (
+        of_predicted[both] @ predicted[:, genes].X,
+        of_truth[both] @ (true.X if layer is None else true.layers[layer]),
+    )
+    return *values, both.reshape(rows, columns), genes
+
+
+def superpixels_of(xy_px: NDArray, pitch_px: float, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Which places (n, 2), in pixels, lie in which superpixel: (n_superpixels, n) of ones, which sums what is finer."""
+    column, row = np.floor(np.asarray(xy_px) / pitch_px).astype(np.int64).T
+    inside = np.flatnonzero((row >= 0) & (row < shape[0]) & (column >= 0) & (column < shape[1]))
+    number = row[inside] * shape[1] + column[inside]
+    ones = np.ones(len(inside), np.float32)
+    return sparse.csr_matrix((ones, (number, inside)), shape=(shape[0] * shape[1], len(row)))
+
+
+def check_fine(xy_px: NDArray, pitch_px: float) -> None:
+    """Refuse a truth whose places (n, 2), in pixels, lie farther apart than the superpixels.
+
+    Raises
+    ------
+    ValueError
+        If nearly all places are farther from the next than a superpixel is wide.
+    """
+    if len(xy_px) < 2:
+        return
+    apart = float(np.quantile(KDTree(xy_px).query(xy_px, k=2)[0][:, 1], _FEW))
+    if apart > _APART * pitch_px:
+        raise ValueError(
+            f"the truth was measured every {apart:.4g} px, which is coarser than the superpixels of {pitch_px:.4g} px: "
+            "nothing says how it is shared out between them; give a truth at 8 µm or finer."
+        )
 
 
 def _recorded_pitch_px(table: AnnData) -> float:

@@ -7,6 +7,7 @@ a gene whose residuals are noise gets a signal of zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,12 +67,24 @@ class SmoothResiduals:
         xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
         length, ratio = _choose(xy_um, residuals, seed)
         coefficients = np.zeros_like(residuals)
-        for one_length, one_ratio in {(a, b) for a, b in zip(length, ratio, strict=True) if b > 0}:
-            genes = (length == one_length) & (ratio == one_ratio)
-            system = one_ratio * _kernel(xy_um, xy_um, one_length)
-            system[np.diag_indices_from(system)] += 1.0
-            coefficients[:, genes] = one_ratio * cho_solve(cho_factor(system, lower=True), residuals[:, genes])
+        for genes, one_length, one_ratio in _alike(length, ratio):
+            system = cho_factor(_system(xy_um, one_length, one_ratio), lower=True)
+            coefficients[:, genes] = one_ratio * cho_solve(system, residuals[:, genes])
         return cls(xy_um, coefficients, length, ratio)
+
+    def left_out(self, residuals: NDArray) -> NDArray[np.float64]:
+        """What the other spots say of each spot's residual (n_spots, n_genes), with length and nugget as chosen.
+
+        Parameters
+        ----------
+        residuals
+            Those that it was fitted to.
+        """
+        out = np.zeros_like(self.coefficients)
+        for genes, length, ratio in _alike(self.length_um, self.signal_to_noise):
+            precision = np.diag(np.linalg.inv(_system(self.xy_um, length, ratio)))
+            out[:, genes] = residuals[:, genes] - self.coefficients[:, genes] / ratio / precision[:, None]
+        return out
 
     def __call__(self, xy_um: NDArray) -> NDArray[np.float64]:
         """Smoothed residuals at places (n, 2) in µm → (n, n_genes)."""
@@ -83,6 +96,19 @@ class SmoothResiduals:
             near = ((self.xy_um >= low) & (self.xy_um <= high)).all(1)
             out[:, genes] = _kernel(xy_um, self.xy_um[near], length) @ self.coefficients[np.ix_(near, genes)]
         return out
+
+
+def _alike(length: NDArray, ratio: NDArray) -> Iterator[tuple[NDArray[np.bool_], float, float]]:
+    """Genes (n_genes,) that share a length scale and a signal, and these; those without a signal are left out."""
+    for one_length, one_ratio in sorted({(a, b) for a, b in zip(length, ratio, strict=True) if b > 0}):
+        yield (length == one_length) & (ratio == one_ratio), one_length, one_ratio
+
+
+def _system(xy_um: NDArray, length_um: float, signal_to_noise: float) -> NDArray[np.float64]:
+    """Covariance of the spots in units of the noise."""
+    system = signal_to_noise * _kernel(xy_um, xy_um, length_um)
+    system[np.diag_indices_from(system)] += 1.0
+    return system
 
 
 def _kernel(a: NDArray, b: NDArray, length_um: float) -> NDArray[np.float64]:

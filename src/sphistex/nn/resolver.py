@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -18,8 +19,11 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from sphistex.bags import Bags
+from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.lattice import enhancement_matrix
+from sphistex.metrics.explained import explained
 from sphistex.nn.context import FeatureMap, Window
+from sphistex.nn.held_out import HeldOut, predict_held_out
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Positions
@@ -85,6 +89,11 @@ class SuperResolver:
         Which features it expects: ``encoder``, ``revision``, ``dim`` and how they were made.
     info
         How it was made: seed, versions, loss curves, time.
+    scores
+        How well each gene was predicted at spots that were left out, see :func:`sphistex.metrics.explained`; None
+        where no spots were.
+    calibration
+        How far predictions lie from what was measured there; None where too few spots were left out.
     """
 
     genes: list[str]
@@ -94,6 +103,8 @@ class SuperResolver:
     window_um: float
     encoder: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    scores: pd.DataFrame | None = None
+    calibration: Calibration | None = None
 
     @classmethod
     def fit(
@@ -162,11 +173,12 @@ class SuperResolver:
                 spot_mask=torch.ones(nearest.index.shape, dtype=torch.bool, device=device),
                 draw=draw if parameters.thinned and parameters.layers else None,
             )
+            held_out = _held_out(sources, parameters, seed)
             log = train(
                 module.network,
                 module.objective,
                 data,
-                _held_out(sources, parameters, seed).to(device),
+                held_out.to(device),
                 epochs=parameters.epochs,
                 patience=parameters.patience,
                 batch_size=max(parameters.batch_size, _INSTANCES_PER_BATCH * len(weight) // train_bags.weights.nnz),
@@ -176,7 +188,18 @@ class SuperResolver:
                 seed=seed,
                 on_epoch=on_epoch,
             )
-        resolver.info = _provenance(log, seed, device)
+            if held_out.any() and not parameters.enhanced_bags:
+                unseen = predict_held_out(
+                    module.network,
+                    module.objective,
+                    data,
+                    held_out.numpy(),
+                    bags_um,
+                    residuals=parameters.residuals,
+                    seed=seed,
+                )
+                resolver._judge(unseen, seed)
+        resolver.info = _provenance(log, seed, device) | {"n_left_out": int(held_out.any(0).sum())}
         return resolver
 
     def predict(
@@ -220,6 +243,8 @@ class SuperResolver:
             "window_um": self.window_um,
             "encoder": self.encoder,
             "info": self.info,
+            "scores": None if self.scores is None else self.scores.to_dict("list"),
+            "calibration": None if self.calibration is None else self.calibration.to_json(),
         }
         (path / "model.json").write_text(json.dumps(header, indent=1))
 
@@ -237,6 +262,11 @@ class SuperResolver:
             raise FileNotFoundError(f"{path} holds no saved SuperResolver (model.json and model.safetensors).")
         header = json.loads((path / "model.json").read_text())
         parameters = FitParameters.from_json(header.pop("parameters"))
+        scores, calibration = header.pop("scores"), header.pop("calibration")
+        header["scores"] = (
+            None if scores is None else pd.DataFrame(scores, index=pd.Index(header["genes"], name="gene"))
+        )
+        header["calibration"] = None if calibration is None else Calibration.from_json(calibration)
         state = load_file(path / "model.safetensors")
         d_features = len(state["scaling.mean"])
         n_spots = state["profile.loadings"].shape[1] if "profile.loadings" in state else 1
@@ -249,6 +279,12 @@ class SuperResolver:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.module.parameters()).device
+
+    def _judge(self, held_out: HeldOut, seed: int) -> None:
+        """Learn from left-out spots how far to trust the predictions."""
+        self.scores = explained(held_out.expected, held_out.interpolated, held_out.counts, genes=self.genes, seed=seed)
+        if len(held_out.counts) >= MIN_SPOTS:
+            self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
 
     def _positions(self, spots: Spots) -> Positions:
         """What bags attend to."""

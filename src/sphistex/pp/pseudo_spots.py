@@ -121,7 +121,7 @@ def pseudo_visium(
         truth, names = _counted(sdata, points_key, image_key, grid)
         genes = pd.DataFrame(index=names)
     centres_um = _centres(grid, spot_diameter_um, spot_pitch_um, lattice, rotation_deg)
-    members = _members(grid, centres_um, spot_diameter_um / 2)
+    members = disk_members(grid, centres_um, spot_diameter_um / 2)
     measured = np.diff(truth.indptr) > 0
     on_tissue = members @ measured.astype(float) > 0
     if not on_tissue.any():
@@ -212,7 +212,7 @@ def _centres(grid: Grid, diameter_um: float, pitch_um: float, lattice: str, rota
     return centres[inside]
 
 
-def _members(grid: Grid, centres_um: NDArray[np.float64], radius_um: float) -> sparse.csr_matrix:
+def disk_members(grid: Grid, centres_um: NDArray[np.float64], radius_um: float) -> sparse.csr_matrix:
     """Which superpixels have their centre in which disk, (n_spots, n_superpixels) of ones: sums of counts are raw."""
     reach = int(np.ceil(radius_um / grid.pitch_um)) + 1
     offset = np.arange(-reach, reach + 1)

@@ -1,9 +1,20 @@
-"""Tools: superpixel features, fitting, prediction."""
+"""Tools: superpixel features, fitting, prediction, and how far to trust it."""
 
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
+from sphistex.tl.intervals import confidence
 from sphistex.tl.predict import predict
 from sphistex.tl.super_resolve import super_resolve
+from sphistex.tl.validate import validate
 
-__all__ = ["FitParameters", "SuperResolver", "fit", "predict", "super_resolve", "superpixel_features"]
+__all__ = [
+    "FitParameters",
+    "SuperResolver",
+    "confidence",
+    "fit",
+    "predict",
+    "super_resolve",
+    "superpixel_features",
+    "validate",
+]

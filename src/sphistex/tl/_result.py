@@ -18,6 +18,7 @@ from xarray import DataArray
 from sphistex._section import Section
 from sphistex._store import add_element, check_free, record
 from sphistex.nn import SuperResolver
+from sphistex.tl._trust import gene_table, record_of
 
 _THUMBNAIL_PX = 2000
 _INSIDE = 0.5
@@ -51,6 +52,7 @@ def add_result(
     model: SuperResolver,
     counts: NDArray[np.float32],
     mask: NDArray[np.bool_],
+    kept: NDArray[np.bool_],
     *,
     features_key: str,
     tissue_key: str,
@@ -58,7 +60,10 @@ def add_result(
     key_added: str,
     overwrite: bool,
 ) -> None:
-    """Add labels and table for the counts (n_superpixels, n_genes) of the tissue superpixels, in row-major order."""
+    """Add labels and table for the counts (n_superpixels, n_genes) of the tissue superpixels, in row-major order.
+
+    Only the ``kept`` genes (n_genes,) are.
+    """
     first, last = _bounding_box(mask)
     cropped = mask[first[0] : last[0], first[1] : last[1]]
     ids = np.zeros(cropped.shape, dtype=np.int32)
@@ -83,7 +88,9 @@ def add_result(
         },
         index=[f"{key_added}_{i}" for i in range(1, len(counts) + 1)],
     )
-    table = ad.AnnData(counts, obs=obs, var=section.table.var.loc[model.genes].copy())
+    trust = gene_table(model, counts, mask)
+    var = section.table.var.loc[model.genes].drop(columns=trust.columns, errors="ignore").join(trust)
+    table = ad.AnnData(counts if kept.all() else counts[:, kept], obs=obs, var=var[kept])
     table.obsm["spatial"] = section.grid.centres_px(row + first[0], column + first[1])
     table.uns["spatial"] = {key_added: _spatial(section)}
     table.uns[key_added] = _made_how(section, model) | {
@@ -92,6 +99,7 @@ def add_result(
         "labels_key": region,
         "conserve_counts": conserve_counts,
         "crop": [int(c) for c in first],
+        "calibration": record_of(model.calibration, int(model.info.get("n_left_out", 0))),
     }
     table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
     overwrite = overwrite or _interrupted(sdata, key_added)

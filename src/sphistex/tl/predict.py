@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
 from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs
 from sphistex.tl._result import add_result, check_result_free
+from sphistex.tl._trust import check_drop, kept_genes
 
 # Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
 _MAX_ROUNDS = 100
@@ -35,6 +36,7 @@ def predict(
     tissue_key: str = "tissue",
     key_added: str = "superres",
     conserve_counts: bool = False,
+    drop_genes: Literal["chance", "interpolation"] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Predict the counts of every tissue superpixel and add them as a table with its labels.
@@ -52,6 +54,9 @@ def predict(
     conserve_counts
         Scale each gene inside each spot so that the spot's superpixels, weighted by their share of area in the spot,
         add up to exactly what was measured, noise included.
+    drop_genes
+        Leave out genes that were predicted no better than by ``"chance"``, or also those that were predicted no better
+        than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
     overwrite
         Replace an existing result.
 
@@ -63,8 +68,8 @@ def predict(
     Raises
     ------
     KeyError, ValueError
-        If the section lacks genes of the model, its features were made by another encoder, elements cannot be used,
-        or ``key_added`` exists.
+        If the section lacks genes of the model, all of them would be dropped, its features were made by another
+        encoder, elements cannot be used, or ``key_added`` exists.
 
     Examples
     --------
@@ -76,6 +81,7 @@ def predict(
     >>> sdata.tables["superres"].n_vars
     10
     """
+    check_drop(drop_genes)
     section = resolve_section(
         sdata,
         image_key=image_key,
@@ -93,6 +99,7 @@ def predict(
         tissue_key=tissue_key,
         key_added=key_added,
         conserve_counts=conserve_counts,
+        drop_genes=drop_genes,
         overwrite=overwrite,
     )
 
@@ -106,11 +113,13 @@ def predict_section(
     tissue_key: str,
     key_added: str,
     conserve_counts: bool,
+    drop_genes: str | None,
     overwrite: bool,
 ) -> None:
     """Predict a section that has been resolved and checked."""
     check_result_free(sdata, section, key_added, overwrite=overwrite)
     _check_fits(sdata, section, model, features_key)
+    kept = kept_genes(model, drop_genes)
     inputs = gather_inputs(
         sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context
     )
@@ -123,6 +132,7 @@ def predict_section(
         model,
         counts,
         inputs.features.mask,
+        kept,
         features_key=features_key,
         tissue_key=tissue_key,
         conserve_counts=conserve_counts,

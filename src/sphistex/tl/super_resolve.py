@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from spatialdata import SpatialData
 
@@ -18,6 +18,7 @@ from sphistex.settings import settings
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
 from sphistex.tl._result import check_result_free
+from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import check_seed, fit_section
 from sphistex.tl.predict import predict_section
@@ -40,6 +41,7 @@ def super_resolve(
     tissue_key: str = "tissue",
     key_added: str = "superres",
     conserve_counts: bool = False,
+    drop_genes: Literal["chance", "interpolation"] | None = None,
     strict: bool = False,
     overwrite: bool = False,
     seed: int | None = None,
@@ -76,6 +78,9 @@ def super_resolve(
         Name of the result.
     conserve_counts
         Make each spot's superpixels add up to exactly what was measured, noise included.
+    drop_genes
+        Leave out genes that were predicted no better than by ``"chance"``, or also those that were predicted no better
+        than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
     strict
         Refuse counts that look normalised instead of warning.
     overwrite
@@ -92,8 +97,12 @@ def super_resolve(
     ``tables[key_added]``
         ``X`` (n_superpixels, n_genes) float32: expected counts of each 8 µm superpixel, not negative, on the scale of
         the spots' counts. ``obs``: ``region``, ``instance_id``, ``array_row``, ``array_col``, ``in_spot``;
-        ``obsm["spatial"]``: centres (x, y) in full-resolution image pixels; ``uns["spatial"]``: thumbnail and scale
-        factors; ``uns[key_added]``: how it was made, loss curves included.
+        ``var``: the columns of the spots' table, and how far to trust each gene: ``held_out_pearson`` and
+        ``held_out_interpolation``, r with the counts of spots that were left out while fitting; ``held_out_ceiling``,
+        the r that their noise allows; ``explained_share`` of it; ``verdict``; ``trusted_scale_um``, the scale from
+        which on more than half of what varies is signal (NaN: none); see :func:`sphistex.metrics.explained` and
+        :func:`confidence`. ``obsm["spatial"]``: centres (x, y) in full-resolution image pixels; ``uns["spatial"]``:
+        thumbnail and scale factors; ``uns[key_added]``: how it was made, loss curves included.
     ``labels[key_added + "_labels"]``
         The raster that the table annotates: one pixel per superpixel, cropped to the tissue.
     ``images[features_key]``, ``labels[tissue_key]``
@@ -118,6 +127,7 @@ def super_resolve(
     20
     """
     chosen = parameters(preset, **fit_parameters)
+    check_drop(drop_genes)
     seed = check_seed(seed)
     resolve_device(device or settings.device)
     section = resolve_section(
@@ -159,6 +169,7 @@ def super_resolve(
         tissue_key=tissue_key,
         key_added=key_added,
         conserve_counts=conserve_counts,
+        drop_genes=drop_genes,
         overwrite=overwrite,
     )
     return model

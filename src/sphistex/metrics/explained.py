@@ -1,0 +1,79 @@
+"""How much of what can be explained a model explains, at spots that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from sphistex.metrics.accuracy import pearson
+from sphistex.metrics.thinning import thin_counts
+
+BETTER, AS_INTERPOLATION, AS_CHANCE = "better", "as interpolation", "as chance"
+_SIGNIFICANT = 0.05
+
+
+def explained(
+    expected: NDArray,
+    interpolated: NDArray,
+    counts: NDArray,
+    *,
+    genes: Sequence[str],
+    half: NDArray | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Correlation per gene with counts that were not seen, beside interpolation and the noise ceiling.
+
+    Parameters
+    ----------
+    expected, interpolated
+        What a model and what interpolation predicts, (n_spots, n_genes).
+    counts
+        What was measured there, and seen by neither, (n_spots, n_genes).
+    genes
+        Names of the genes.
+    half
+        The other half of the counts, (n_spots, n_genes), where ``counts`` are one of two independent halves; None
+        where they are all.
+    seed
+        Of the halves into which ``counts`` are thinned for the ceiling where no other is given.
+
+    Returns
+    -------
+    Table with index ``gene`` and columns ``pearson``; ``interpolation``, that of interpolation; ``ceiling``, the
+    largest r that the noise of the counts allows; ``explained_share``, r as a share of the ceiling; and ``verdict``:
+    ``"as chance"`` where r is not positive beyond chance (one-sided, p < 0.05), ``"as interpolation"`` where
+    interpolation correlates at least as well, otherwise ``"better"``.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> rates = rng.gamma(2.0, 5.0, (300, 2))
+    >>> counts = rng.poisson(rates)
+    >>> table = explained(rates * [1, 0], rates.mean(0) + 0 * rates, counts, genes=["known", "unknown"])
+    >>> table.verdict.tolist()
+    ['better', 'as chance']
+    """
+    r, other = pearson(expected, counts), pearson(interpolated, counts)
+    if half is None:
+        agreement = pearson(*thin_counts(counts, seed=seed)).clip(0)
+        ceiling = np.sqrt(2 * agreement / (1 + agreement))
+    else:
+        ceiling = np.sqrt(pearson(half, counts).clip(0))
+    n_spots = len(counts)
+    strength = r * np.sqrt(max(n_spots - 2, 1) / np.maximum(1 - r**2, 1e-12))
+    chance = ~(stats.t.sf(strength, max(n_spots - 2, 1)) < _SIGNIFICANT)
+    verdict = np.where(chance, AS_CHANCE, np.where(r > other, BETTER, AS_INTERPOLATION))
+    return pd.DataFrame(
+        {
+            "pearson": r,
+            "interpolation": other,
+            "ceiling": ceiling,
+            "explained_share": np.where(ceiling > 0, r / np.where(ceiling > 0, ceiling, 1), np.nan),
+            "verdict": verdict,
+        },
+        index=pd.Index(list(genes), name="gene"),
+    )
