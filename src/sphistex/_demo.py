@@ -49,6 +49,8 @@ def run_demo(
         pl.features(sdata, save=out / "features.png")
         genes = _one_of_each_kind(sdata.tables["superres"])
         pl.expression(sdata, genes, truth="truth", truth_layer="expected", save=out / "expression.png")
+        if model.calibration is not None:
+            pl.confidence(sdata, genes, save=out / "confidence.png")
         pl.training(model, save=out / "training.png")
     with _timed("compare with the truth", seconds):
         scores, n_superpixels = accuracy(sdata)
@@ -81,57 +83,34 @@ def accuracy(sdata: SpatialData, *, key: str = "superres", truth: str = "truth")
     measured. ``against`` is ``"counts"``, sampled from the truth, or ``"expected"``, the truth without that sampling
     noise. The ceiling is what the expected counts themselves reach against the sampled ones.
     """
-    table, true = sdata.tables[key], sdata.tables[truth][:, sdata.tables[key].var_names]
-    shape = tuple(true.obs[["array_row", "array_col"]].max() + 1)
-    maps = _predictions(sdata, table, true, shape)
-    on_tissue = ~np.isnan(_as_map(true, true.layers["expected"][:, :1], shape)[..., 0])
-    mask = on_tissue & ~np.isnan(maps["sphistex"][..., 0])
-    counts = true.X.toarray() if hasattr(true.X, "toarray") else true.X
-    truths = {"counts": _as_map(true, counts, shape), "expected": _as_map(true, true.layers["expected"], shape)}
+    table, true = sdata.tables[key], sdata.tables[truth]
+    own, counts, mask, genes = metrics.from_tables(table, true)
+    expected = metrics.from_tables(table, true, layer="expected")[1]
+    maps = _interpolated(sdata, table, mask, genes) | {METHODS[-1]: own}
     rows = {
         (against, method): metrics.correlation_by_scale(values, target, mask, statistics=("pearson",))
         .groupby("scale_um")["pearson"]
         .mean()
-        for against, target in truths.items()
-        for method, values in (maps | ({CEILING: truths["expected"]} if against == "counts" else {})).items()
+        for against, target in (("counts", counts), ("expected", expected))
+        for method, values in (maps | ({CEILING: expected} if against == "counts" else {})).items()
     }
     scores = pd.DataFrame(rows).T
     scores.index.names = ["against", "method"]
     return scores, int(mask.sum())
 
 
-def _predictions(sdata: SpatialData, table: AnnData, true: AnnData, shape: tuple[int, ...]) -> dict[str, NDArray]:
-    """Maps (rows, columns, n_genes) of counts per superpixel on the truth's grid, by method."""
+def _interpolated(
+    sdata: SpatialData, table: AnnData, mask: NDArray[np.bool_], genes: list[str]
+) -> dict[str, NDArray[np.float64]]:
+    """Counts per superpixel of the mask (n_superpixels, n_genes) by the baselines."""
     made = table.uns["superres"]
     section = resolve_section(sdata, mpp=made["mpp"], **made["section"])
-    measured = section.table[:, table.var_names].X
+    measured = section.table[:, genes].X
     measured = measured.toarray() if hasattr(measured, "toarray") else measured
-    superpixels_per_spot = np.pi * (section.radius_px / section.grid.pitch_px) ** 2
-    density = measured / superpixels_per_spot[:, None]
-    places = true.obsm["spatial"]
-    own = _as_map(table, table.X, shape, first=made["crop"])
-    return dict(
-        zip(
-            METHODS,
-            (
-                _as_map(true, baselines.nearest(section.xy_px, density, places), shape),
-                _as_map(true, baselines.linear(section.xy_px, density, places), shape),
-                own,
-            ),
-            strict=True,
-        )
-    )
-
-
-def _as_map(table: AnnData, values: NDArray, shape: tuple[int, ...], first: NDArray | tuple = (0, 0)) -> NDArray:
-    """Values (n_obs, n_genes) of superpixels at their places on the grid, NaN where there is none."""
-    row, column = (
-        table.obs[name].to_numpy() + start for name, start in zip(("array_row", "array_col"), first, strict=True)
-    )
-    inside = (row < shape[0]) & (column < shape[1])
-    grid = np.full((*shape, values.shape[1]), np.nan, dtype=np.float32)
-    grid[row[inside], column[inside]] = values[inside]
-    return grid
+    density = measured / (np.pi * (section.radius_px / section.grid.pitch_px) ** 2)[:, None]
+    places = section.grid.centres_px(*np.nonzero(mask))
+    found = (baselines.nearest, baselines.linear)
+    return {name: method(section.xy_px, density, places) for name, method in zip(METHODS, found, strict=False)}
 
 
 def _summary(scores: pd.DataFrame, n_superpixels: int, n_genes: int, seconds: dict[str, float], device: str) -> str:

@@ -30,7 +30,7 @@ _CONTRAST = 3.0
 _FLOOR = 0.03
 # The variance of a gene is drawn to that of all genes with this prior standard deviation of its logarithm.
 _PRIOR = 0.7
-_VARIANCES = np.geomspace(0.01, 30.0, 60)
+_VARIANCES = np.geomspace(0.01, 30.0, 32)
 _LEVELS = np.linspace(0.0, 1.0, 201)
 # Ways in which what lies outside an interval is split between its ends.
 _SPLITS = 8

@@ -140,14 +140,14 @@ def run(
         chosen = _genes(genes)
         model = tl.super_resolve(sdata, genes=chosen, **arguments, **_given({"epochs": epochs, "n_models": n_models}))
         key = arguments["key_added"]
-        click.echo(f"{store}: table {key!r} has {sdata.tables[key].n_obs:,} superpixels × {len(model.genes)} genes")
+        table = sdata.tables[key]
+        click.echo(f"{store}: table {key!r} has {table.n_obs:,} superpixels × {table.n_vars} genes")
         if save_model is not None:
             model.save(save_model)
             click.echo(f"{save_model}: the fitted model, for sphistex.nn.SuperResolver.load")
         if pictures is not None:
-            shown = model.genes if isinstance(chosen, list) else _most_patterned(sdata, key)
-            _draw(sdata, key, shown[:_PICTURED], pictures)
-            click.echo(f"{pictures}: features.png, expression.png, training.png")
+            shown = list(table.var_names) if isinstance(chosen, list) else _most_patterned(sdata, key)
+            click.echo(f"{pictures}: {', '.join(_draw(sdata, key, shown[:_PICTURED], pictures))}")
 
 
 @main.command()
@@ -286,9 +286,15 @@ def _most_patterned(sdata: SpatialData, key: str) -> list[str]:
     return list(sdata.tables[key].var_names[order])
 
 
-def _draw(sdata: SpatialData, key: str, genes: list[str], folder: Path) -> None:
+def _draw(sdata: SpatialData, key: str, genes: list[str], folder: Path) -> list[str]:
+    """Draw all pictures of a result; their file names."""
     from sphistex import pl
 
-    pl.features(sdata, key=sdata.tables[key].uns[key]["features_key"], save=folder / "features.png")
+    made = sdata.tables[key].uns[key]
+    pl.features(sdata, key=made["features_key"], save=folder / "features.png")
     pl.expression(sdata, genes, key=key, save=folder / "expression.png")
     pl.training(sdata, key=key, save=folder / "training.png")
+    if "missing" in made["calibration"]:
+        return ["features.png", "expression.png", "training.png"]
+    pl.confidence(sdata, genes, key=key, save=folder / "confidence.png")
+    return ["features.png", "expression.png", "training.png", "confidence.png"]

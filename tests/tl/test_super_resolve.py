@@ -214,6 +214,17 @@ def test_genes_by_name_and_by_number(sdata: SpatialData) -> None:
     assert sdata.tables["three"].n_vars == 3
 
 
+def test_genes_without_counts_are_named_and_left_out(sdata: SpatialData) -> None:
+    counts = sdata.tables["counts"]
+    names = list(counts.var_names[:3])
+    counts.X = sparse.csr_matrix(counts.X.toarray() * (np.arange(counts.n_vars) != 1))
+    with pytest.warns(UserWarning, match=f"left out: {names[1]}$"):
+        sx.tl.super_resolve(sdata, genes=names, **QUICK)
+    assert list(sdata.tables["superres"].var_names) == [names[0], names[2]]
+    with pytest.raises(ValueError, match="none of them has a count"):
+        sx.tl.fit(sdata, genes=[names[1]])
+
+
 # ------------------------------------------------------------------------------------------ shapes of input
 
 

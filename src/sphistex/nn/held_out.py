@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import Objective, bag_sum
-from sphistex.nn.residuals import SmoothResiduals
+from sphistex.nn.residuals import left_out
 from sphistex.nn.training import BagData
 
 _BAGS_AT_ONCE = 256
+# More spots than this are not needed to judge a model.
+_MAX_BAGS = 2000
 
 
 @dataclass(frozen=True)
@@ -65,37 +67,44 @@ def predict_held_out(
     residuals
         Whether smoothed residuals belong to the prediction.
     seed
-        Of :meth:`SmoothResiduals.fit`.
+        Of :func:`sphistex.nn.residuals.left_out`, and of which bags are judged where there are very many.
     """
     area, counts = data.weight.sum(1).cpu().numpy(), data.counts.cpu().numpy()
+    unseen = np.flatnonzero(held_out.any(0))
+    if len(unseen) > _MAX_BAGS:
+        unseen = np.sort(np.random.default_rng(seed).choice(unseen, _MAX_BAGS, replace=False))
+    by_whom = held_out[:, unseen, None]
     shown = data.spot_mask.clone()
     if shown.shape[1] > 1:
         shown[:, 0] = False  # the nearest spot is the bag's own
-    without = _expected(network, objective, data, shown)
-    unseen = held_out.any(0)
-    expected = (without * held_out[..., None]).sum(0) / np.maximum(held_out.sum(0), 1)[:, None]
+    expected = (_expected(network, objective, data, shown, unseen) * by_whom).sum(0) / by_whom.sum(0)
+    size = area[:, None]
     if residuals:
-        rest = (counts - _expected(network, objective, data, data.spot_mask).mean(0)) / area[:, None]
-        expected += area[:, None] * SmoothResiduals.fit(xy_um, rest, seed=seed).left_out(rest)
-    density = counts / area[:, None]
+        everywhere = _expected(network, objective, data, data.spot_mask, np.arange(len(area)), average=True)[0]
+        expected += size[unseen] * left_out(xy_um, (counts - everywhere) / size, unseen, seed=seed)
+    density = counts / size
     mean = density.mean(0)
-    smooth = mean + SmoothResiduals.fit(xy_um, density - mean, seed=seed).left_out(density - mean)
-    interpolated = area[:, None] * smooth
-    return HeldOut(
-        xy_um[unseen],
-        area[unseen],
-        counts[unseen],
-        np.maximum(expected, 0)[unseen].astype(np.float32),
-        np.maximum(interpolated, 0)[unseen].astype(np.float32),
-    )
+    interpolated = size[unseen] * (mean + left_out(xy_um, density - mean, unseen, seed=seed))
+    return HeldOut(xy_um[unseen], area[unseen], counts[unseen], np.maximum(expected, 0), np.maximum(interpolated, 0))
 
 
 @torch.no_grad()
-def _expected(network: HISTEX, objective: Objective, data: BagData, shown: Tensor) -> NDArray[np.float64]:
-    """Counts of every bag by every model (n_models, n_bags, n_genes), seeing the spots that are ``shown``."""
-    data = BagData(data.features, data.index, data.weight, data.counts, data.spots, shown)
-    parts = [
-        bag_sum(objective.rate(data.output(network, bags)), data.weight[bags]).cpu().numpy()
-        for bags in torch.arange(len(data), device=shown.device).split(_BAGS_AT_ONCE)
-    ]
+def _expected(
+    network: HISTEX,
+    objective: Objective,
+    data: BagData,
+    shown: Tensor,
+    bags: NDArray[np.intp],
+    *,
+    average: bool = False,
+) -> NDArray[np.float64]:
+    """Counts of some bags, seeing the spots that are ``shown``, by every model or on average.
+
+    Returns (n_models or 1, n_bags, n_genes).
+    """
+    data = replace(data, spot_mask=shown)
+    parts = []
+    for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE):
+        sums = bag_sum(objective.rate(data.output(network, some)), data.weight[some])
+        parts.append((sums.mean(0, keepdim=True) if average else sums).cpu().numpy())
     return np.concatenate(parts, axis=1).astype(np.float64)

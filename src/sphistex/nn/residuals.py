@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, eigh
+from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 LENGTHS_UM = (60.0, 120.0, 240.0, 480.0)
@@ -21,6 +23,8 @@ SIGNAL_TO_NOISE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 _MAX_SPOTS_FOR_CHOICE = 1200
 # Beyond this many lengths the exponential kernel is nothing, also summed over many spots.
 _REACH = 12.0
+# Others that say what a left-out spot's residual is.
+_NEAREST = 60
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,6 @@ class SmoothResiduals:
             coefficients[:, genes] = one_ratio * cho_solve(system, residuals[:, genes])
         return cls(xy_um, coefficients, length, ratio)
 
-    def left_out(self, residuals: NDArray) -> NDArray[np.float64]:
-        """What the other spots say of each spot's residual (n_spots, n_genes), with length and nugget as chosen.
-
-        Parameters
-        ----------
-        residuals
-            Those that it was fitted to.
-        """
-        out = np.zeros_like(self.coefficients)
-        for genes, length, ratio in _alike(self.length_um, self.signal_to_noise):
-            precision = np.diag(np.linalg.inv(_system(self.xy_um, length, ratio)))
-            out[:, genes] = residuals[:, genes] - self.coefficients[:, genes] / ratio / precision[:, None]
-        return out
-
     def __call__(self, xy_um: NDArray) -> NDArray[np.float64]:
         """Smoothed residuals at places (n, 2) in µm → (n, n_genes)."""
         xy_um = np.asarray(xy_um, float)
@@ -96,6 +86,44 @@ class SmoothResiduals:
             near = ((self.xy_um >= low) & (self.xy_um <= high)).all(1)
             out[:, genes] = _kernel(xy_um, self.xy_um[near], length) @ self.coefficients[np.ix_(near, genes)]
         return out
+
+
+def left_out(xy_um: NDArray, residuals: NDArray, spots: NDArray[np.intp], *, seed: int = 0) -> NDArray[np.float64]:
+    """What the smoothed residuals of the others say of some spots.
+
+    Length and nugget are chosen as in :meth:`SmoothResiduals.fit`. Only the nearest others are looked at: behind them,
+    the rest hardly matter to an exponential kernel.
+
+    Parameters
+    ----------
+    xy_um
+        Spot centres (n_spots, 2).
+    residuals
+        (n_spots, n_genes).
+    spots
+        Which of them are wanted (n,).
+    seed
+        As in :meth:`SmoothResiduals.fit`.
+
+    Returns
+    -------
+    (n, n_genes).
+    """
+    xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
+    k = min(_NEAREST, len(xy_um) - 1)
+    out = np.zeros((len(spots), residuals.shape[1]))
+    if k < 1:
+        return out
+    others = KDTree(xy_um).query(xy_um[spots], k=k + 1)[1][:, 1:]
+    apart = np.linalg.norm(xy_um[others][:, :, None] - xy_um[others][:, None], axis=-1)
+    away = np.linalg.norm(xy_um[others] - xy_um[spots][:, None], axis=-1)
+    rows = np.repeat(np.arange(len(spots)), k)
+    for genes, length, ratio in _alike(*_choose(xy_um, residuals, seed)):
+        system = ratio * np.exp(-apart / length) + np.eye(k)
+        weights = np.linalg.solve(system, ratio * np.exp(-away / length)[..., None])
+        matrix = sparse.csr_matrix((weights.ravel(), (rows, others.ravel())), shape=(len(spots), len(xy_um)))
+        out[:, genes] = matrix @ residuals[:, genes]
+    return out
 
 
 def _alike(length: NDArray, ratio: NDArray) -> Iterator[tuple[NDArray[np.bool_], float, float]]:

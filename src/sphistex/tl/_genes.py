@@ -31,12 +31,17 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
     Raises
     ------
     KeyError, TypeError, ValueError
-        If genes are not in the table, or the argument makes no sense.
+        If genes are not in the table or none of them has counts, or the argument makes no sense.
+
+    Warns
+    -----
+    UserWarning
+        If named genes have no counts: they are left out.
     """
     if genes is not None and not isinstance(genes, int | np.integer):
         if not isinstance(genes, Iterable):
             raise TypeError(f"genes={genes!r} must be a whole number of genes, or a list of their names.")
-        return check_genes(table, genes)
+        return _with_counts(table, check_genes(table, genes))
     wanted = DEFAULT_N_GENES if genes is None else int(genes)
     if wanted < 1 or isinstance(genes, bool):
         raise ValueError(f"genes={genes!r} must be a positive number of genes, or a list of their names.")
@@ -57,3 +62,14 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
             inplace=False,
         )
     return list(table.var_names[seen][np.asarray(ranked["highly_variable"])])
+
+
+def _with_counts(table: AnnData, names: list[str]) -> list[str]:
+    """The genes that were counted in any spot; says which were not."""
+    counted = np.asarray(table[:, names].X.sum(0)).ravel() > 0
+    if not counted.any():
+        raise ValueError(f"genes={names!r}: none of them has a count in any of the {table.n_obs} spots")
+    if not counted.all():
+        never = ", ".join(np.array(names)[~counted])
+        warnings.warn(f"genes without counts in the spots are left out: {never}", UserWarning, stacklevel=2)
+    return list(np.array(names)[counted])
