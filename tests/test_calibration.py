@@ -29,7 +29,7 @@ def drawn(n: int, seed: int, *, unseen: float = 1.0) -> tuple[NDArray, NDArray, 
 
 def held_out(n: int, seed: int = 0) -> HeldOut:
     expected, _, counts = drawn(n, seed)
-    return HeldOut(np.zeros((n, 2)), np.full(n, AREA), counts, expected, expected)
+    return HeldOut(np.full(n, AREA), counts, expected, expected)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_where_the_errors_are_of_another_kind_the_held_out_counts_correct_the_le
     expected = np.full((3000, 1), 50.0)
     # all errors are of one size: a negative binomial of the same variance has longer tails
     counts = 50.0 + 15.0 * rng.choice([-1.0, 1.0], (3000, 1))
-    calibration = Calibration.learn(HeldOut(np.zeros((3000, 2)), np.full(3000, AREA), counts, expected, expected), 8.0)
+    calibration = Calibration.learn(HeldOut(np.full(3000, AREA), counts, expected, expected), 8.0)
     assert calibration.coverage[180] < 0.85, "the central interval of 0.85 holds 90 % of such counts already"
 
 
@@ -82,7 +82,7 @@ def test_wider_areas_are_surer_and_rarer_genes_are_not(calibration: Calibration)
 
 def test_a_gene_that_is_never_counted_has_an_interval_of_zero() -> None:
     nothing = np.zeros((60, 1))
-    calibration = Calibration.learn(HeldOut(np.zeros((60, 2)), np.full(60, AREA), nothing, nothing, nothing), 8.0)
+    calibration = Calibration.learn(HeldOut(np.full(60, AREA), nothing, nothing, nothing), 8.0)
     lower, upper = calibration.count_interval(np.zeros((5, 1)), np.full(5, 16.0), 0.9)
     assert not lower.any()
     assert not upper.any()

@@ -216,7 +216,7 @@ def resolve_spots(
     if image_key is None and not candidates(sdata, "images"):
         raise ValueError(none_of("image", sdata))
     shapes_key = choose_shapes(sdata, shapes_key, table_key)
-    shapes = sdata.shapes[shapes_key]
+    shapes = _drawn(sdata, shapes_key)
     image_key = choose_image(
         sdata, image_key, among={coordinate_system} if coordinate_system else set(transforms_of(shapes))
     )
@@ -276,6 +276,15 @@ def _to_image(
             "and scale evenly"
         )
     return first, to_image[first]
+
+
+def _drawn(sdata: SpatialData, shapes_key: str) -> Any:
+    """The shapes that are not empty, as the outlines of some cells are."""
+    shapes = sdata.shapes[shapes_key]
+    empty = shapes.geometry.isna() | shapes.geometry.is_empty
+    if empty.all():
+        raise ValueError(f"all {len(shapes)} shapes of {shapes_key!r} are empty: nothing says where they lie")
+    return shapes[~empty] if empty.any() else shapes
 
 
 def _placed(
@@ -395,7 +404,7 @@ def _pixel_size(transformation: BaseTransformation) -> float:
 
 def _rows_of_shapes(sdata: SpatialData, table_key: str, shapes_key: str) -> tuple[AnnData, NDArray[np.intp]]:
     """Rows of the table that belong to the shapes, and for each of them the place of its circle."""
-    table, circles = sdata.tables[table_key], sdata.shapes[shapes_key].index
+    table, circles = sdata.tables[table_key], _drawn(sdata, shapes_key).index
     attrs = table.uns["spatialdata_attrs"]
     own = (table.obs[attrs["region_key"]] == shapes_key).to_numpy()
     place = circles.get_indexer(table.obs[attrs["instance_key"]])
@@ -408,7 +417,7 @@ def _rows_of_shapes(sdata: SpatialData, table_key: str, shapes_key: str) -> tupl
     used = own & (place >= 0)
     if (lost := int(own.sum() - used.sum())) > 0:
         warnings.warn(
-            f"{lost} rows of the table {table_key!r} have no shape in {shapes_key!r} and are left out",
+            f"{lost} rows of the table {table_key!r} have no shape in {shapes_key!r}, or an empty one: left out",
             UserWarning,
             stacklevel=3,
         )

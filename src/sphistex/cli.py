@@ -157,7 +157,8 @@ def run(
 @click.option(
     "--genes",
     help="Which genes: how many (one half the most variable, one half the most abundant), or names separated by "
-    'commas, or a text file with one name per line, or "all".  [default: what suits the section]',
+    'commas, or a text file with one name per line, or "variable:1000" (as many of the most variable), or "all".  '
+    "[default: what suits the section]",
 )
 @click.option(
     "--data",
@@ -167,6 +168,7 @@ def run(
 @click.option(
     "--encoder", default="efficientnet_lite0", show_default=True, help="The network that looks at the image, as in run."
 )
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="File with the encoder's weights.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder for what is made.")
 @click.option("--seed", default=0, show_default=True, help="Same seed, same result.")
 @click.option("--device", help=_DEVICE_HELP)
@@ -193,9 +195,11 @@ def bench(
     """  # noqa: D301
     with _reporting(quiet):
         from sphistex import bench
+        from sphistex.bench.genes import is_choice
 
         names = None if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-        bench.run(datasets, methods=names, genes="all" if genes == "all" else _genes(genes), out=out, **how)
+        wanted = genes if genes is not None and is_choice(genes) else _genes(genes)
+        bench.run(datasets, methods=names, genes=wanted, out=out, **how)
         click.echo(f"Everything is in {out}: look at {out / 'report.md'}")
 
 

@@ -17,8 +17,10 @@ from spatialdata import SpatialData
 
 import sphistex as sx
 from sphistex.bench import Method, Problem
+from sphistex.bench.costs import measured
 from sphistex.bench.datasets import find
-from sphistex.bench.genes import choose
+from sphistex.bench.genes import choose, held
+from sphistex.bench.methods import histex
 from sphistex.bench.report import interval
 from sphistex.bench.scores import CEILING
 from sphistex.bench.trials import make_trials
@@ -112,11 +114,12 @@ def test_the_table_holds_every_method_area_gene_scale_and_statistic(made: tuple[
         scales = {"pearson": [8, 16, 32, 64], "spearman": [16, 32, 64], "rmse": [8], "ssim": [8], "spot_error": [55]}
         if area == "off-spot":
             scales = {"pearson": [8, 16], "spearman": [16]}
+        scales["ceiling_share"] = scales["pearson"]
         found = part.groupby("statistic").scale_um.unique().map(sorted).to_dict()
         assert found == scales
         assert (part.groupby(["method", "statistic", "scale_um"]).gene.nunique() == n_genes).all()
         assert part.method.nunique() == 4
-        assert part.value.notna().all()
+        assert part.value.notna().all() or part.statistic[part.value.isna()].eq("ceiling_share").all()
     pd.testing.assert_frame_equal(pd.read_csv(out / "scores.csv"), scores, check_dtype=False)
     costs = pd.read_csv(out / "costs.csv")
     assert set(costs.protocol) == {"a+b", "c"} and len(costs) == 8
@@ -241,8 +244,8 @@ def test_half_of_the_genes_vary_most_and_half_are_abundant() -> None:
     table = AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=["even", "varied", "MT-1", *map(str, range(27))]))
     places = sparse.csr_matrix(counts)
     assert choose(table, places, 2) == ["even", "varied"]
-    with pytest.warns(UserWarning, match="does not have: nobody"):
-        assert choose(table, places, ["varied", "nobody"]) == ["varied"]
+    assert choose(table, places, ["varied"]) == ["varied"]
+    assert choose(table, places, "variable:1") == ["varied"]
     counts[1:, 5] = 0
     assert "2" not in choose(table, sparse.csr_matrix(counts), "all")
 
@@ -259,6 +262,68 @@ def test_genes_without_counts_are_named_and_left_out(section: SpatialData) -> No
     assert trial.problem.genes == [gene for gene in genes if gene != lost]
 
 
+def test_unknown_genes_are_found_before_the_image_is_looked_at(section: SpatialData) -> None:
+    known = section.tables["counts"].var_names[0]
+    with pytest.warns(UserWarning, match="does not have: nobody"):
+        assert held(section.tables["counts"], [known, "nobody"]) == [known]
+
+    def encoder(_tiles: NDArray) -> NDArray:
+        raise AssertionError("the image was looked at")
+
+    with pytest.raises(KeyError, match="genes are not in"), pytest.warns(UserWarning, match="nobody"):
+        make_trials(section, protocols="a", genes=["nobody"], encoder=encoder, seed=0, device="cpu")
+
+
+def test_the_share_of_the_ceiling_is_that_of_every_gene(made: tuple[Path, pd.DataFrame]) -> None:
+    part = made[1].query("protocol == 'c' and area == 'tissue' and scale_um == 16")
+    r = part[part.statistic == "pearson"].pivot(index="gene", columns="method", values="value")
+    share = part[part.statistic == "ceiling_share"].pivot(index="gene", columns="method", values="value")
+    np.testing.assert_allclose(share.sphistex * r[CEILING], r.sphistex)
+
+
+def test_a_path_is_a_section_with_or_without_a_slash(store: Path) -> None:
+    assert find(store, None).name == find(f"{store}/", None).name == "small"
+
+
+def test_sections_of_the_paper_are_scored_on_the_papers_genes(tmp_path: Path) -> None:
+    folder = tmp_path / "mouse-brain-hd"
+    (folder / "binned_outputs" / "square_008um").mkdir(parents=True)
+    for name in ("brain_feature_slice.h5", "brain_tissue_image.btf"):
+        (folder / name).touch()
+    assert find("mouse-brain-hd", tmp_path).genes == "variable:1000"
+
+
+def test_where_the_peak_cannot_be_forgotten_time_is_measured_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sphistex.bench.costs._FORGET_PEAK", tmp_path)  # a folder cannot be written to
+    with measured() as cost:
+        pass
+    assert cost.peak_gib > 0
+
+
+def test_areas_without_room_are_named(section: SpatialData) -> None:
+    wide = SpatialData(
+        images={"image": section.images["image"]},
+        shapes={"spots": section.shapes["spots"].assign(radius=section.shapes["spots"].radius * 6)},
+        tables={"counts": section.tables["counts"]},
+    )
+    wide.tables["truth"] = section.tables["truth"].copy()
+    how = {"genes": "all", "encoder": "efficientnet_lite0", "seed": 0, "device": "cpu"}
+    with pytest.warns(UserWarning, match="protocol b, off-spot: left out"):
+        (trial,) = make_trials(wide, protocols="ab", **how)  # type: ignore[arg-type]
+    assert [area.name for area in trial.areas] == ["tissue"]
+
+
+def test_what_a_cpu_only_begins_is_said(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histex, "EPOCHS_ON_CPU", 1)
+    methods = ["nearest", "paper-no-attention"]
+    sx.bench.run(store, methods=methods, protocols="c", genes=2, out=tmp_path, device="cpu")
+    said = pd.read_csv(tmp_path / "costs.csv", keep_default_na=False).set_index("method").cut_short
+    assert said.to_dict() == {"nearest": "", "paper-no-attention": "1 model for 4 epochs instead of 5 for 500 each"}
+    assert f"- paper-no-attention: {said['paper-no-attention']}\n" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -269,9 +334,12 @@ def test_genes_without_counts_are_named_and_left_out(section: SpatialData) -> No
         ({"datasets": "breast-xenium-2"}, FileNotFoundError, "experiment.xenium.*10xgenomics.com/datasets"),
         ({"datasets": "mouse-brain-hd"}, FileNotFoundError, "binned_outputs/square_008um.*10xgenomics.com/datasets"),
         ({"methods": ["nearest", "magic"]}, ValueError, "methods=.*'magic'.*choose from"),
+        ({"methods": {}}, ValueError, "methods={}: give at least one"),
         ({"protocols": "ad"}, ValueError, "protocols='ad'"),
         ({"genes": "EPCAM"}, TypeError, "genes='EPCAM'"),
         ({"genes": 0}, ValueError, "genes=0"),
+        ({"genes": "variable:many"}, TypeError, "genes='variable:many'"),
+        ({"weights": "none.pt"}, ValueError, "weights='none.pt'"),
         ({"seed": -1}, ValueError, "seed=-1"),
         ({"device": "gpu"}, ValueError, "device='gpu'"),
         ({"encoder": "nobody"}, (KeyError, ValueError), "nobody"),

@@ -1,5 +1,7 @@
 """Correlation, coarsening and the noise ceiling against their definitions."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -61,6 +63,45 @@ def test_the_ceiling_is_what_the_rate_itself_reaches(rng):
         correlation_by_scale(rate, half, mask).pearson,
         atol=0.03,
     )
+
+
+@pytest.mark.parametrize("as_sparse", [False, True])
+def test_fractions_of_counts_are_not_thinned(as_sparse):
+    counts = np.array([[0.4, 2.5, 1.6]])
+    with pytest.raises(ValueError, match="not whole numbers"):
+        thin_counts(sparse.csr_matrix(counts) if as_sparse else counts)
+
+
+def test_the_ceiling_of_the_same_counts_and_seed_is_the_same_however_they_are_held(rng):
+    """Genes are thinned a few at a time, never all the counts together."""
+    mask = rng.random((32, 32)) > 0.2
+    truth = rng.poisson(rng.gamma(2.0, 1.0, (32, 32, 400)))
+    held = [truth, sparse.csr_matrix(truth.reshape(-1, 400)), truth[mask]]
+    ceilings = [noise_ceiling(x, mask, factors=(1,), seed=5) for x in held]
+    for other in ceilings[1:]:
+        np.testing.assert_array_equal(other.ceiling, ceilings[0].ceiling)
+    assert not np.array_equal(noise_ceiling(truth, mask, factors=(1,), seed=6).ceiling, ceilings[0].ceiling)
+    tracemalloc.start()
+    noise_ceiling(truth, mask, factors=(1,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < truth.nbytes, "two halves of everything take more"
+
+
+def test_the_share_of_the_ceiling_is_a_column(rng):
+    truth, mask = rng.poisson(rng.gamma(2.0, 2.0, (32, 32, 3))), np.ones((32, 32), bool)
+    truth[..., 2] = 0
+    truth[0, 0, 2] = 1  # one molecule cannot be in both halves
+    ceiling = noise_ceiling(truth, mask, genes=list("abc"), factors=(1, 2))
+    predicted = truth + rng.normal(size=truth.shape)
+    table = correlation_by_scale(predicted, truth, mask, genes=list("abc"), factors=(1, 2), ceiling=ceiling)
+    known = table[table.gene != "c"]
+    np.testing.assert_allclose(known.ceiling_share * known.ceiling, known.pearson)
+    assert table[table.gene == "c"].ceiling_share.isna().all()
+    for changes in ({"factors": (1, 4)}, {"genes": list("abd")}, {"statistics": ("spearman",)}):
+        how = {"genes": list("abc"), "factors": (1, 2), "ceiling": ceiling} | changes
+        with pytest.raises(ValueError, match="ceiling must be that of the same genes"):
+            correlation_by_scale(predicted, truth, mask, **how)
 
 
 def test_spearman_is_scipys_with_ties(rng):

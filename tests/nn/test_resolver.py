@@ -310,3 +310,14 @@ def test_parameters_survive_json() -> None:
     for preset in PRESETS.values():
         assert FitParameters.from_json(preset.to_json()) == preset
         assert not any(isinstance(value, tuple) for value in preset.to_json().values())
+
+
+def test_an_image_that_shows_nothing_is_not_read() -> None:
+    """Where features are noise the map is mostly interpolation; where they are not, it is the network's."""
+    chosen = parameters(layers=0, **QUICK | {"n_models": 5})
+    section = Section(side=130)
+    assert section.fit(chosen).image_share.mean() > 0.8
+    section.array = np.random.default_rng(0).permuted(section.array, axis=2)
+    model = section.fit(chosen)
+    assert model.image_share.mean() < 0.6
+    assert section.correlation(section.map_of(model)) > section.correlation(section.interpolated()) - 0.01

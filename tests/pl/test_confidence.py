@@ -35,6 +35,12 @@ def test_the_panels_are_the_layers(certain: SpatialData, tmp_path: Path) -> None
     assert figure.axes[3].collections, "what is called is outlined"
 
 
+def test_a_result_that_was_stored_under_another_name_is_drawn(certain: SpatialData) -> None:
+    certain.tables["mine"] = certain.tables["superres"].copy()
+    gene = certain.tables["mine"].var_names[0]
+    assert sx.pl.confidence(certain, gene, key="mine", return_fig=True) is not None
+
+
 def test_what_cannot_be_drawn_is_refused(certain: SpatialData) -> None:
     with pytest.raises(KeyError, match="none"):
         sx.pl.confidence(certain, "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -212,6 +213,68 @@ def test_bins_that_fit_nothing_are_refused(changes: dict, message: str) -> None:
     xy = np.array([[x, y] for y in range(2, 40, 4) for x in range(2, 40, 4)])
     with pytest.raises(ValueError, match=message):
         sx.io.from_bins(PICTURE, AnnData(np.ones((len(xy), 2), np.float32)), xy, **{"bin_px": 4, "bin_um": 8} | changes)
+
+
+@pytest.mark.parametrize(
+    ("bin_px", "shift", "message"),
+    [
+        (8.0, 0.0, "no two bins of xy_px are less than 16 px apart, but bin_px=8"),
+        (12.8, 0.0, "does not lie on a lattice of bin_px=12.8 px"),
+        (16.0, 3.0, "does not lie on a lattice of bin_px=16 px"),
+    ],
+)
+def test_bins_that_are_not_squares_side_by_side_are_refused(bin_px: float, shift: float, message: str) -> None:
+    xy = np.array([[x, y] for y in range(8, 192, 16) for x in range(8, 192, 16)], dtype=float)
+    jitter = np.random.default_rng(0).uniform(-1, 1, xy.shape)
+    table = AnnData(np.ones((len(xy), 2), np.float32))
+    sx.io.from_bins(PICTURE, table, xy + 0.25 * jitter, bin_px=16, bin_um=8)  # rounding does no harm
+    with pytest.raises(ValueError, match=message):
+        sx.io.from_bins(PICTURE, table, xy + shift * jitter, bin_px=bin_px, bin_um=8)
+
+
+def test_cells_that_bear_the_name_of_bins_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    sdata = cells([shapely.Point(xy).buffer(2) for xy in rng.uniform(9, 183, (300, 2))], np.ones((300, 2)))
+    sdata.shapes["square_008um"] = sdata.shapes.pop("cells")
+    sdata.tables["table"].obs["region"] = pd.Categorical(["square_008um"] * 300)
+    sdata.set_table_annotates_spatialelement("table", region="square_008um")
+    with pytest.raises(ValueError, match="'square_008um' have the name of Visium HD's bins.*no lattice"):
+        sx.pp.pseudo_visium(sdata)
+
+
+def test_cells_without_an_outline_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    outlines = [shapely.Point(xy).buffer(5) for xy in rng.uniform(30, SIDE * PX - 30, (40, 2))]
+    values = rng.poisson(3.0, (40, 2))
+    sdata = cells(outlines, values)
+    shapes = sdata.shapes["cells"]
+    shapes.geometry = gpd.GeoSeries([shapely.Polygon(), None, *outlines[2:]], index=shapes.index)
+    with pytest.warns(UserWarning, match="^2 rows of the table 'table' have no shape in 'cells', or an empty one"):
+        made = sx.pp.pseudo_visium(sdata, mpp=2.0)
+    np.testing.assert_allclose(on_grid(made).sum((0, 1)), values[2:].sum(0), rtol=1e-5)
+    shapes.geometry = gpd.GeoSeries([shapely.Polygon()] * 40, index=shapes.index)
+    with pytest.raises(ValueError, match="all 40 shapes of 'cells' are empty"):
+        sx.pp.pseudo_visium(sdata, mpp=2.0)
+
+
+def test_memory_does_not_grow_with_the_transcripts() -> None:
+    def part(seed: int) -> pd.DataFrame:
+        rng = np.random.default_rng(seed)
+        gene = pd.Categorical.from_codes(rng.integers(0, 2, 50_000), ["a", "b"])
+        return pd.DataFrame({"x": rng.uniform(0, 192, 50_000), "y": rng.uniform(0, 192, 50_000), "feature_name": gene})
+
+    image = Image2DModel.parse(PICTURE.transpose(2, 0, 1), dims=("c", "y", "x"))
+    peaks = []
+    for n in (2, 20):
+        frame = dd.from_map(part, range(n), meta=part(0).iloc[:0])
+        points = PointsModel.parse(frame, coordinates={"x": "x", "y": "y"}, feature_key="feature_name")
+        sdata = SpatialData(images={"image": image}, points={"transcripts": points})
+        tracemalloc.start()
+        made = sx.pp.pseudo_visium(sdata, points_key="transcripts", mpp=2.0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert made["truth"].X.sum() == n * 50_000
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def totals(table: AnnData) -> dict[tuple[int, int], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 import sphistex as sx
+from sphistex.nn import residuals
 from sphistex.tl.predict import share_out
 
 QUICK: dict[str, Any] = {"epochs": 3, "n_models": 2, "hidden": (16,), "context": (0, 2), "layers": 0, "device": "cpu"}
@@ -89,6 +91,15 @@ def test_saved_and_loaded_it_predicts_the_same(sdata: SpatialData, model: sx.tl.
     sx.tl.predict(sdata, model, key_added="before")
     sx.tl.predict(sdata, sx.tl.SuperResolver.load(tmp_path / "model"), key_added="after")
     np.testing.assert_allclose(sdata.tables["after"].X, sdata.tables["before"].X, rtol=1e-6)
+
+
+def test_residuals_are_chosen_with_the_seed_of_the_fit(
+    sdata: SpatialData, model: sx.tl.SuperResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residuals, "_MAX_SPOTS_FOR_CHOICE", 8)
+    for seed in (0, 3):
+        sx.tl.predict(sdata, replace(model, info=model.info | {"seed": seed}), key_added=f"seed_{seed}")
+    assert not np.array_equal(sdata.tables["seed_0"].X, sdata.tables["seed_3"].X)
 
 
 def test_a_section_without_the_genes_is_refused(sdata: SpatialData, model: sx.tl.SuperResolver) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scanpy as sc
+from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData, read_zarr
 
 import sphistex as sx
-from sphistex.metrics import coarsen, coverage
+from sphistex.metrics import coarsen, coverage, lattice
+from sphistex.tl._trust import calibration_of, gene_table
 
 QUICK: dict[str, Any] = {"layers": 0, "hidden": (32,), "context": (0, 2), "epochs": 40, "device": "cpu"}
 
@@ -33,6 +38,19 @@ def resolved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpatialData]:
         sx.tl.super_resolve(sdata, encoder=colour, **QUICK)
     yield sdata
     sx.settings.cache_dir, sx.settings.progress = before
+
+
+@pytest.fixture(scope="module")
+def model(resolved: SpatialData) -> sx.tl.SuperResolver:
+    """A model that has hardly learnt anything."""
+    return sx.tl.fit(resolved, **QUICK | {"epochs": 2})
+
+
+def holding(table: AnnData, key: str = "superres") -> SpatialData:
+    """The table alone, as a user may have changed it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that its labels are missing
+        return SpatialData(tables={key: table})
 
 
 def truth(sdata: SpatialData, factor: int, layer: str | None) -> NDArray:
@@ -56,6 +74,14 @@ def test_intervals_hold_the_counts_that_are_measured(resolved: SpatialData, scal
     found = sx.tl.confidence(resolved, scale_um=scale_um)
     held = coverage(found.layers["lower"], found.layers["upper"], truth(resolved, scale_um // 8, None), found.X)
     assert held.coverage[0] == pytest.approx(0.9, abs=0.05)
+
+
+def test_intervals_hold_where_little_is_expected_and_where_much_is(resolved: SpatialData) -> None:
+    found = sx.tl.confidence(resolved, scale_um=32)
+    held = coverage(found.layers["lower"], found.layers["upper"], truth(resolved, 4, None), found.X)
+    deciles = held[(held.bin != "all") & (held.expected >= 0.5)]
+    assert len(deciles) > 4
+    assert deciles.coverage.between(0.8, 0.97).all(), deciles
 
 
 def test_intervals_hold_the_expression_behind_the_counts(resolved: SpatialData) -> None:
@@ -132,24 +158,118 @@ def test_bad_arguments_are_refused(resolved: SpatialData, arguments: dict[str, A
         sx.tl.confidence(resolved, **arguments)
 
 
-def test_without_enough_spots_there_are_no_intervals_and_it_says_why() -> None:
-    sdata = sx.datasets.simulate(size_um=700, n_genes=6)
-    sx.tl.super_resolve(sdata, encoder=colour, **QUICK | {"epochs": 2})
-    assert "trusted_scale_um" not in sdata.tables["superres"].var
-    with pytest.raises(ValueError, match="spots were left out while fitting, and 50 are needed"):
-        sx.tl.confidence(sdata)
+@pytest.fixture(scope="module")
+def small() -> SpatialData:
+    return sx.datasets.simulate(size_um=700, n_genes=6)
+
+
+def test_without_enough_spots_there_are_no_intervals_and_it_says_why(small: SpatialData) -> None:
+    sx.tl.super_resolve(small, encoder=colour, overwrite=True, **QUICK | {"epochs": 2})
+    assert "trusted_scale_um" not in small.tables["superres"].var
+    with pytest.raises(ValueError, match="[1-9][0-9]* spots were left out while fitting, and 50 are needed"):
+        sx.tl.confidence(small)
+
+
+def test_a_part_of_a_result_has_the_intervals_of_the_whole(resolved: SpatialData) -> None:
+    table = resolved.tables["superres"]
+    west = table[table.obs["array_col"] < table.obs["array_col"].median()]
+    shuffled = west[np.random.default_rng(0).permutation(west.n_obs), 2:9].copy()
+    part = sx.tl.confidence(holding(shuffled, "mine"), key="mine", scale_um=16, of="expression")
+    whole = sx.tl.confidence(resolved, list(part.var_names), scale_um=16, of="expression")
+    inner = part[part.obs["n_superpixels"] == 4]
+    for name in ("lower", "upper", "probability"):
+        np.testing.assert_allclose(inner.layers[name], whole[inner.obs_names].layers[name], rtol=1e-5)
+    np.testing.assert_allclose(inner.obsm["spatial"], whole[inner.obs_names].obsm["spatial"])
+
+
+def test_tissue_that_fills_no_square_is_refused(resolved: SpatialData) -> None:
+    table = resolved.tables["superres"]
+    line = table[table.obs["array_col"] == table.obs["array_col"].median()].copy()
+    with pytest.raises(ValueError, match="scale_um=64: no square of that side lies on tissue by half"):
+        sx.tl.confidence(holding(line), scale_um=64)
+
+
+@pytest.mark.parametrize("empty", [sc.pp.filter_cells, sc.pp.filter_genes])
+def test_an_empty_result_is_refused(resolved: SpatialData, empty: Callable[..., None]) -> None:
+    part = holding(resolved.tables["superres"].copy())
+    empty(part["superres"], min_counts=10**9)
+    with pytest.raises(ValueError, match="key='superres' is empty"):
+        sx.tl.confidence(part)
+
+
+@pytest.mark.parametrize("target", [None, 1.0, 1e4])
+def test_normalised_counts_are_refused(resolved: SpatialData, target: float | None) -> None:
+    table = resolved.tables["superres"].copy()
+    sc.pp.normalize_total(table, target_sum=target)
+    with pytest.raises(ValueError, match="key='superres' holds values that look normalised.*hold the counts in X"):
+        sx.tl.confidence(holding(table))
+
+
+def test_scaled_counts_are_refused(resolved: SpatialData) -> None:
+    table = resolved.tables["superres"].copy()
+    table.X = table.X * 10
+    with pytest.raises(ValueError, match="Means are .* times those of the counts"):
+        sx.tl.confidence(holding(table))
+
+
+def test_genes_are_trusted_alike_however_many_are_looked_at_at_once(
+    resolved: SpatialData, model: sx.tl.SuperResolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = resolved.tables["superres"]
+    mask = np.zeros(table.obs[["array_row", "array_col"]].max() + 1, dtype=bool)
+    mask[table.obs["array_row"], table.obs["array_col"]] = True
+    learnt = replace(model, calibration=calibration_of(table, "superres"))
+    monkeypatch.setattr(lattice, "_GENES_AT_ONCE", 7)
+    again = gene_table(learnt, table.X, mask)
+    np.testing.assert_array_equal(again["trusted_scale_um"], table.var["trusted_scale_um"])
+
+
+def test_a_model_says_nothing_of_a_section_that_it_was_not_fitted_to(
+    resolved: SpatialData, model: sx.tl.SuperResolver, tmp_path: Path
+) -> None:
+    model.save(tmp_path)
+    loaded = sx.tl.SuperResolver.load(tmp_path)
+    other = SpatialData.init_from_elements(
+        {name: element for _, name, element in resolved.gen_elements() if not name.startswith("superres_l")}
+    )
+    other.attrs = copy.deepcopy(resolved.attrs)
+    other.tables["counts"] = resolved.tables["counts"].copy()
+    other.tables["counts"].X = resolved.tables["counts"].X[::-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        sx.tl.predict(resolved, loaded, key_added="own", overwrite=True)
+    with pytest.warns(UserWarning, match="fitted to another section, so that no gene can be judged and none is"):
+        sx.tl.predict(other, loaded, key_added="new", drop_genes="chance")
+    judged = {"verdict", "held_out_pearson", "mean_count", "trusted_scale_um"}
+    assert judged <= set(resolved.tables["own"].var)
+    assert not judged & set(other.tables["new"].var)
+    with pytest.raises(ValueError, match="no intervals: the model was fitted to another section"):
+        sx.tl.confidence(other, key="new")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "why"),
+    [
+        ({"holdout": 0.0}, r"no spots were left out while fitting \(holdout=0\)"),
+        ({"spots": "enhanced", "layers": 1}, "cannot be judged where they are enhanced"),
+    ],
+)
+def test_why_there_are_no_intervals_is_said(parameters: dict[str, Any], why: str, small: SpatialData) -> None:
+    quick = QUICK | {"epochs": 1, "n_models": 1} | parameters
+    sx.tl.super_resolve(small, encoder=colour, overwrite=True, **quick)
+    with pytest.raises(ValueError, match=f"has no intervals: .*{why}"):
+        sx.tl.confidence(small)
 
 
 def test_logarithms_are_refused(resolved: SpatialData) -> None:
-    part = SpatialData(tables={"superres": resolved.tables["superres"].copy()})
+    part = holding(resolved.tables["superres"].copy())
     sc.pp.log1p(part.tables["superres"])
     with pytest.raises(ValueError, match="logarithms"):
         sx.tl.confidence(part)
 
 
-def test_genes_that_say_nothing_are_left_out_when_asked_for(resolved: SpatialData) -> None:
+def test_genes_that_say_nothing_are_left_out_when_asked_for(resolved: SpatialData, model: sx.tl.SuperResolver) -> None:
     with pytest.warns(UserWarning) as said:
-        model = sx.tl.fit(resolved, **QUICK | {"epochs": 2})
         sx.tl.predict(resolved, model, key_added="all")
         sx.tl.predict(resolved, model, key_added="kept", drop_genes="interpolation")
     verdict = resolved.tables["all"].var["verdict"]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
-from spatialdata import SpatialData
+from spatialdata import SpatialData, read_zarr
 
 import sphistex as sx
+from sphistex.bags import Bags
+from sphistex.grid import Grid
+from sphistex.nn import FeatureMap, Spots
+from sphistex.tl._inputs import Inputs
+from sphistex.tl.validate import _smoothed
 
 QUICK: dict[str, Any] = {"layers": 0, "hidden": (32,), "context": (0, 2), "epochs": 30, "device": "cpu"}
 
@@ -53,6 +61,41 @@ def test_the_result_carries_it(sdata: SpatialData) -> None:
     var = sdata.tables["superres"].var
     assert list(found.index) == list(var.index), "the genes of the result"
     np.testing.assert_array_equal(var["halves_pearson"], found.pearson)
+
+
+def test_only_var_is_noted_and_counts_stay_as_they_are_on_disk_and_in_memory(
+    sdata: SpatialData, tmp_path: Path
+) -> None:
+    genes = list(sdata.tables["counts"].var_names[1:5])
+    quick = QUICK | {"epochs": 2, "n_models": 1}
+    sx.tl.predict(sdata, sx.tl.fit(sdata, genes=genes, **quick), overwrite=True)
+    sdata.write(tmp_path / "section.zarr")
+    section = read_zarr(tmp_path / "section.zarr")
+    section["superres"].X = np.log1p(section["superres"].X)
+    sx.tl.validate(section, by="halves", genes=genes[:3], **quick)
+    stored = read_zarr(tmp_path / "section.zarr")["superres"]
+    np.testing.assert_array_equal(stored.X, sdata["superres"].X)
+    np.testing.assert_array_equal(section["superres"].X, np.log1p(sdata["superres"].X))
+    for table in (stored, section["superres"]):
+        assert isinstance(table.var["halves_verdict"].dtype, pd.CategoricalDtype)
+        assert table.var["halves_verdict"].isna().tolist() == [False] * 3 + [True]
+
+
+def test_interpolation_of_bins_needs_little_memory_and_finds_the_pattern() -> None:
+    side = 110
+    mask = np.ones((side, side), dtype=bool)
+    xy_um = np.argwhere(mask)[:, ::-1] * np.float64(8.0)
+    rate = 2 + np.sin(xy_um[:, :1] / 150)
+    counts = np.random.default_rng(0).poisson(rate).astype(np.float32)
+    bins = Spots(xy_um, np.full(side**2, 4.0), 8.0, counts)
+    bags = Bags(sparse.identity(side**2, format="csr"), Grid((side * 8, side * 8), mpp=1.0))
+    inputs = Inputs(FeatureMap(np.zeros((1, side, side)), mask), bags, bins)
+    tracemalloc.start()
+    found = _smoothed(inputs, inputs, mask.ravel(), seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6 < 8 * side**4, "bytes"
+    assert np.corrcoef(found.ravel(), rate.ravel())[0, 1] > 0.95
 
 
 def test_same_seed_same_verdict(sdata: SpatialData) -> None:

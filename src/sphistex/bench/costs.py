@@ -6,11 +6,11 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Writing 5 there lets Linux forget the peak so far; elsewhere the peak is that of the whole process.
+# Writing 5 there lets Linux forget the peak so far; where that cannot be, the peak is that of the whole process.
 _FORGET_PEAK = Path("/proc/self/clear_refs")
 
 
@@ -33,7 +33,7 @@ def measured() -> Iterator[Cost]:
     >>> cost.seconds < 1, cost.peak_gib > 0
     (True, True)
     """
-    if _FORGET_PEAK.exists():
+    with suppress(OSError):
         _FORGET_PEAK.write_text("5")
     cost, started = Cost(), time.perf_counter()
     yield cost

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import anndata as ad
 import numpy as np
@@ -17,15 +16,17 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import Affine, set_transformation
 
 from sphistex import io
+from sphistex.bench.genes import Genes
 from sphistex.datasets import simulate
 from sphistex.io.spots import image_element
 from sphistex.pp import pseudo_visium
 
 DATA_VARIABLE = "SPHISTEX_DATA"
 _N_GENES = 200
+_PAPERS_GENES = "variable:1000"
 _PAGE = "https://www.10xgenomics.com/datasets"
 # Folder, picture and pixels per bin of the crops, and which genes are scored.
-_CROPS: dict[str, tuple[str, str, int, int | Literal["all"]]] = {
+_CROPS: dict[str, tuple[str, str, int, Genes]] = {
     "kidney": ("visium_hd_kidney", "he.png", 4, _N_GENES),
     "pancreas": ("xenium_pancreas", "pseudo_he.jpg", 16, "all"),
 }
@@ -54,17 +55,17 @@ class Source:
     name
         What it is called in tables and pictures.
     genes
-        Which genes are scored if nobody says: a number, or ``"all"``.
+        Which genes are scored if nobody says.
     read
         Reads or makes it: spots, and where there is one the table ``"truth"``.
     """
 
     name: str
-    genes: int | Literal["all"]
+    genes: Genes
     read: Callable[[], SpatialData]
 
 
-def find(name: str, data: Path | None) -> Source:
+def find(name: str | Path, data: Path | None) -> Source:
     """The section of a name, whose files are all there.
 
     Parameters
@@ -81,6 +82,7 @@ def find(name: str, data: Path | None) -> Source:
     ValueError
         If there is no such section, or the folder is not known.
     """
+    name = str(Path(name))  # without a slash at its end
     kind, _, part = name.partition(":")
     if kind == "simulated" and (not part or part.isdecimal()):
         return Source(name, "all", partial(simulate, seed=int(part or 0)))
@@ -94,7 +96,7 @@ def find(name: str, data: Path | None) -> Source:
         return Source(name, _N_GENES, partial(io.read_st, *files))
     if name in _VISIUM_HD:
         files = _files(data, name, _VISIUM_HD_FILES, f"Space Ranger's output of {_VISIUM_HD[name]!r} from {_PAGE}")
-        return Source(name, _N_GENES, partial(_visium_hd, files[0].parents[1], files[2]))
+        return Source(name, _PAPERS_GENES, partial(_visium_hd, files[0].parents[1], files[2]))
     if name in _XENIUM:
         files = _files(data, name, _XENIUM_FILES, f"the Xenium output of {_XENIUM[name]!r} and its H&E from {_PAGE}")
         return Source(name, "all", partial(_xenium, files[0].parent, files[-2], files[-1]))

@@ -40,8 +40,8 @@ def write(scores: pd.DataFrame, costs: pd.DataFrame, made: Made) -> str:
     Parameters
     ----------
     scores, costs
-        Tidy tables, see :func:`sphistex.bench.run`; costs have ``dataset``, ``protocol``, ``method``, ``seconds`` and
-        ``peak_gib``.
+        Tidy tables, see :func:`sphistex.bench.run`; costs have ``dataset``, ``protocol``, ``method``, ``seconds``,
+        ``peak_gib`` and ``cut_short``.
     made
         How they were made.
     """
@@ -52,6 +52,7 @@ def write(scores: pd.DataFrame, costs: pd.DataFrame, made: Made) -> str:
         "of the given width. The noise ceiling is the r that the truth's own noise allows. (a): spots made from the "
         "counts that are scored against; (b): the same maps outside every spot; (c): spots from one half of the "
         "counts, scored against the other; held-out: at spots that no method has seen.",
+        *_cut_short(costs),
     ]
     for (dataset, protocol, area), table in panels(scores):
         parts += [f"## {dataset}, protocol {protocol}, {area}", _by_scale(table)]
@@ -119,6 +120,16 @@ def interval(values: ArrayLike, *, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _cut_short(costs: pd.DataFrame) -> list[str]:
+    """Which methods were only begun, as their figures are not those of the published ones."""
+    begun = costs[costs.cut_short != ""].drop_duplicates("method")
+    if begun.empty:
+        return []
+    lines = [f"- {method}: {cut}" for method, cut in zip(begun.method, begun.cut_short, strict=True)]
+    title = "On a CPU these are only begun, so that their figures are not those of the published methods:"
+    return [title, "\n".join(lines)]
+
+
 # ----------------------------------------------------------------------------------------------- tables
 
 
@@ -174,7 +185,7 @@ def _worse(table: pd.DataFrame) -> str:
 
 
 def _costs(costs: pd.DataFrame) -> str:
-    shown = costs.assign(
+    shown = costs.drop(columns="cut_short").assign(
         seconds=costs.seconds.map("{:.1f}".format),
         peak_gib=costs.peak_gib.map("{:.2f}".format),
     )

@@ -16,7 +16,7 @@ from sphistex.bench import pictures, report
 from sphistex.bench.costs import measured
 from sphistex.bench.datasets import find
 from sphistex.bench.genes import Genes, check_wanted
-from sphistex.bench.methods import DEFAULT, METHODS
+from sphistex.bench.methods import CUT_ON_CPU, DEFAULT, METHODS
 from sphistex.bench.problem import Method, Problem
 from sphistex.bench.scores import CEILING, TISSUE, score
 from sphistex.bench.trials import make_trials
@@ -31,13 +31,14 @@ _COLUMNS = ["dataset", "protocol", "area", "method", "gene", "scale_um", "statis
 
 
 def run(
-    datasets: str | Sequence[str],
+    datasets: str | Path | Sequence[str | Path],
     *,
     methods: Sequence[str] | Mapping[str, Method] | None = None,
     protocols: str = _PROTOCOLS,
     genes: Genes | None = None,
     data: str | Path | None = None,
     encoder: Any = "efficientnet_lite0",
+    weights: str | Path | None = None,
     out: str | Path,
     seed: int = 0,
     device: str | None = None,
@@ -59,14 +60,16 @@ def run(
         the tissue and outside every spot). Sections without a truth are scored at held-out spots instead.
     genes
         A number (one half the most variable, one half the most abundant genes, mitochondrial ones left out), names,
-        or ``"all"`` for those seen in 2 % of the superpixels. Default: what suits the section.
+        ``"variable:1000"`` for as many of the most variable, or ``"all"`` for those seen in 2 % of the superpixels.
+        Default: what suits the section.
     data
         Folder with the files of named sections; default: the environment variable SPHISTEX_DATA.
-    encoder
-        Image encoder, see :func:`sphistex.encoders.get`.
+    encoder, weights
+        Image encoder, and file with its weights, see :func:`sphistex.encoders.get`.
     out
         Folder for what is made: ``scores.csv`` and ``costs.csv``, to which every method is added as soon as it is
         done, ``report.md``, ``bars.png`` and ``maps_<section>.png``. What an earlier run left there is replaced.
+        On a CPU published networks are only begun: the column ``cut_short`` of the costs and the report say which.
     seed
         Seed of everything random.
     device
@@ -100,12 +103,12 @@ def run(
         raise ValueError(f'protocols={protocols!r} must be made of the letters "a", "b" and "c"')
     check_wanted(genes)
     seed, where = check_seed(seed), str(resolve_device(device or settings.device))
-    names = [datasets] if isinstance(datasets, str) else list(datasets)
+    names = [datasets] if isinstance(datasets, str | Path) else list(datasets)
     sources = [find(name, None if data is None else Path(data)) for name in names]
     labels = [source.name for source in sources]
     if not labels or len(set(labels)) < len(labels):
         raise ValueError(f"datasets={names!r}: give at least one section, and none twice")
-    loaded = encoders.get(encoder, device=where)
+    loaded = encoders.get(encoder, weights=weights, device=where)
     folder = _emptied(Path(out))
 
     scores, costs, facts = [], [], []
@@ -123,21 +126,22 @@ def run(
         for trial in trials:
             problem, areas = trial.problem, trial.areas
             facts.append(_facts(source.name, trial.name, problem))
-            for area in areas:
-                table = area.ceiling(problem.genes, seed)
+            ceilings = [area.ceiling(problem.genes, seed) for area in areas]
+            for area, table in zip(areas, ceilings, strict=True):
                 if area.name == TISSUE and gallery is None:
                     gallery = pictures.Gallery.of(area, problem, table)
                 scores.append(_add(folder, table, source.name, area.protocol, area.name, CEILING))
             for name, method in chosen.items():
                 with measured() as cost:
                     values = _checked(name, method(problem), problem)
-                scored = [score(area, problem, values) for area in areas]
+                scored = [score(area, problem, values, table) for area, table in zip(areas, ceilings, strict=True)]
                 for area, table in zip(areas, scored, strict=True):
                     scores.append(_add(folder, table, source.name, area.protocol, area.name, name))
                 if gallery is not None:
                     gallery.add(name, values, problem)
                 del values
                 row = {"dataset": source.name, "protocol": trial.name, "method": name} | vars(cost)
+                row["cut_short"] = _cut_short(name, method, where)
                 costs.append(_append(folder / "costs.csv", pd.DataFrame([row])))
                 logger.info(
                     "%s, %s: %s took %.1f s, r = %s", source.name, trial.name, name, cost.seconds, _r(scored[0])
@@ -155,12 +159,19 @@ def run(
 
 def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> dict[str, Method]:
     if isinstance(methods, Mapping):
+        if not methods:
+            raise ValueError("methods={}: give at least one function by its name, or leave methods out")
         return dict(methods)
     names = list(DEFAULT) if methods is None else [methods] if isinstance(methods, str) else list(methods)
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise ValueError(f"methods={names!r}: choose from {', '.join(METHODS)}")
     return {name: METHODS[name] for name in names}
+
+
+def _cut_short(name: str, method: Method, device: str) -> str:
+    """How far a method is run, where that is not to the end."""
+    return CUT_ON_CPU.get(name, "") if device == "cpu" and METHODS.get(name) is method else ""
 
 
 def _emptied(out: Path) -> Path:

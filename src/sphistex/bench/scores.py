@@ -11,9 +11,11 @@ from scipy import sparse
 
 from sphistex.bench.problem import Problem
 from sphistex.metrics import correlation_by_scale, noise_ceiling, published, spot_error
+from sphistex.metrics.accuracy import Statistic
 
 TISSUE, OFF_SPOT = "tissue", "off-spot"
 CEILING = "noise ceiling"
+_STATISTICS: tuple[Statistic, ...] = ("pearson", "spearman")
 # Genes whose maps are copied at once.
 _GENES_AT_ONCE = 64
 
@@ -56,7 +58,7 @@ class Area:
     whole: sparse.csc_matrix
 
     def ceiling(self, genes: list[str], seed: int) -> pd.DataFrame:
-        """The largest Pearson r that the truth's noise allows; NaN of counts that are fractions."""
+        """The largest Pearson r that the truth's noise allows; empty of counts that are fractions."""
         if is_fractional(self.whole):
             return pd.DataFrame(columns=["gene", "scale_um", "statistic", "value"])
         table = noise_ceiling(
@@ -77,17 +79,20 @@ def is_fractional(counts: sparse.spmatrix) -> bool:
     return bool((counts.data % 1).any())
 
 
-def score(area: Area, problem: Problem, values: NDArray[np.float32]) -> pd.DataFrame:
+def score(area: Area, problem: Problem, values: NDArray[np.float32], ceiling: pd.DataFrame) -> pd.DataFrame:
     """Tidy table with columns ``gene``, ``scale_um``, ``statistic`` and ``value`` of a map (n_superpixels, n_genes).
 
-    The finest of several scales has Pearson's r only: ranking it takes longer than everything else together.
+    The finest of several scales has Pearson's r only: ranking it takes longer than everything else together. What
+    share of the ceiling (that of the area) Pearson's r reaches is there if the ceiling is known.
     """
-    statistics = {"pearson": area.factors, "spearman": area.factors[1:] or area.factors}
+    finest, coarser = area.factors[:1], area.factors[1:]
+    passes = [(finest, _STATISTICS[:1]), (coarser, _STATISTICS)] if coarser else [(finest, _STATISTICS)]
+    known = ceiling.drop(columns="statistic").rename(columns={"value": "ceiling"}) if len(ceiling) else None
     parts = []
     for first in range(0, values.shape[1], _GENES_AT_ONCE):
         part = slice(first, first + _GENES_AT_ONCE)
         seen, truth, genes = area.reading @ values[:, part], area.truth[:, part], problem.genes[part]
-        for statistic, factors in statistics.items():
+        for factors, statistics in passes:
             table = correlation_by_scale(
                 seen,
                 truth,
@@ -96,9 +101,10 @@ def score(area: Area, problem: Problem, values: NDArray[np.float32]) -> pd.DataF
                 factors=factors,
                 pitch_um=area.pitch_um,
                 min_share=area.min_share,
-                statistics=(statistic,),  # type: ignore[arg-type]
+                statistics=statistics,
+                ceiling=known,
             )
-            parts.append(_tidy(table))
+            parts.append(_tidy(table.drop(columns="ceiling", errors="ignore")))
         if area.name == TISSUE:
             parts.append(_tidy(published(seen, truth, area.mask, genes=genes).assign(scale_um=area.pitch_um)))
     if area.name == TISSUE:

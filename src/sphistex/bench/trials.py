@@ -19,7 +19,7 @@ from spatialdata import SpatialData
 
 from sphistex._elements import INPUT_RECORD
 from sphistex._section import Section, resolve_section
-from sphistex.bench.genes import Genes, choose
+from sphistex.bench.genes import Genes, choose, held
 from sphistex.bench.problem import Problem
 from sphistex.bench.scores import OFF_SPOT, TISSUE, Area, is_fractional
 from sphistex.grid import SUPERPIXEL_UM
@@ -87,8 +87,8 @@ def make_trials(
     truth = sdata.tables["truth"] if "truth" in sdata.tables else None
     if truth is not None:
         check_fine(truth.obsm["spatial"], section.grid.pitch_px)
+    shared = {"genes": held(section.table if truth is None else truth, genes), "seed": seed, "device": device}
     features = _describe(sdata, section, encoder, device)
-    shared = {"genes": genes, "seed": seed, "device": device}
     if truth is None:
         return _held_out(section, features, **shared)
     return _against_truth(section, features, truth, protocols, **shared)
@@ -171,6 +171,10 @@ def _against_truth(
         counts = sums[shared][:, kept].toarray()
         problem = _problem(section, features, used, counts, [names[i] for i in kept], **how)
         trials.append(Trial(problem, [area for area in areas if area.factors]))
+        for area in areas:
+            if not area.factors:
+                message = f"protocol {area.protocol}, {area.name}: left out, as there are fewer than two superpixels"
+                warnings.warn(message, UserWarning, stacklevel=2)
     return [trial for trial in trials if trial.areas]
 
 

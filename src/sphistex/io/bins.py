@@ -6,7 +6,8 @@ import geopandas as gpd
 import numpy as np
 import shapely
 from anndata import AnnData
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import KDTree
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
@@ -14,6 +15,9 @@ from spatialdata.transformations import Identity
 from sphistex._checks import check_counts
 from sphistex.io.images import ImageLike
 from sphistex.io.spots import check_centres, image_element, spot_table
+
+# A bin may lie beside its place on the lattice by this share of its side, such as by rounding.
+_ASIDE = 0.1
 
 
 def from_bins(image: ImageLike, adata: AnnData, xy_px: ArrayLike, *, bin_px: float, bin_um: int) -> SpatialData:
@@ -36,7 +40,8 @@ def from_bins(image: ImageLike, adata: AnnData, xy_px: ArrayLike, *, bin_px: flo
     Raises
     ------
     ValueError
-        If the parts do not fit together, the image or the counts cannot be used, or the bins overlap.
+        If the parts do not fit together, the image or the counts cannot be used, or the bins do not lie on a lattice of
+        their own size.
 
     Examples
     --------
@@ -52,9 +57,7 @@ def from_bins(image: ImageLike, adata: AnnData, xy_px: ArrayLike, *, bin_px: flo
         raise ValueError(f"bin_px={bin_px!r} must be a positive number of pixels")
     if int(bin_um) != bin_um or bin_um < 1:
         raise ValueError(f"bin_um={bin_um!r} must be a whole number of microns, such as 8")
-    places = np.round(centres / bin_px, 3)
-    if len(np.unique(np.floor(places - places.min(0) + 0.5), axis=0)) < len(places):
-        raise ValueError(f"bins of {bin_px:g} px overlap: check bin_px and the order of x and y in xy_px")
+    _check_lattice(centres, bin_px)
     check_counts(adata, "adata")
     half, region = bin_px / 2, f"square_{int(bin_um):03d}um"
     x, y = centres.T
@@ -64,3 +67,24 @@ def from_bins(image: ImageLike, adata: AnnData, xy_px: ArrayLike, *, bin_px: flo
         shapes={region: ShapesModel.parse(squares, transformations={"global": Identity()})},
         tables={"counts": spot_table(adata, centres, region)},
     )
+
+
+def _check_lattice(centres: NDArray[np.float64], bin_px: float) -> None:
+    """Refuse bins that are not squares side by side, as then the scale of the image would be wrong."""
+    if len(centres) < 2:
+        return
+    steps = (centres - centres.min(0)) / bin_px
+    places = np.rint(steps)
+    if len(np.unique(places, axis=0)) < len(places):
+        raise ValueError(f"bins of {bin_px:g} px overlap: check bin_px and the order of x and y in xy_px")
+    if (aside := np.abs(steps - places).max()) > _ASIDE:
+        raise ValueError(
+            f"xy_px does not lie on a lattice of bin_px={bin_px:g} px along the image's sides: a bin is {aside:.2g} of "
+            "its side off; check bin_px, or give centres that are neither turned nor shifted each by its own"
+        )
+    apart = float(KDTree(steps).query(steps, k=2)[0][:, 1].min())
+    if apart > 1 + 2 * _ASIDE:
+        raise ValueError(
+            f"no two bins of xy_px are less than {apart * bin_px:.4g} px apart, but bin_px={bin_px:g}: neighbours must "
+            "touch, so that bin_px must be their distance in pixels"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,8 @@ from scipy.stats import rankdata
 
 from sphistex.metrics.lattice import Values, blocks
 from sphistex.metrics.thinning import thin_counts
+
+Statistic: TypeAlias = Literal["pearson", "spearman"]
 
 
 def coarsen(
@@ -88,7 +90,8 @@ def correlation_by_scale(
     factors: Sequence[int] = (1, 2, 4, 8),
     pitch_um: float = 8.0,
     min_share: float = 0.5,
-    statistics: Sequence[Literal["pearson", "spearman"]] = ("pearson", "spearman"),
+    statistics: Sequence[Statistic] = ("pearson", "spearman"),
+    ceiling: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Correlation per gene and scale between a predicted and a true map.
 
@@ -109,15 +112,18 @@ def correlation_by_scale(
         Share of a block that must be inside the mask (see :func:`coarsen`).
     statistics
         Which correlations. Spearman's takes much longer, as it ranks every map.
+    ceiling
+        What :func:`noise_ceiling` says of the same genes and scales.
 
     Returns
     -------
-    Tidy table with columns ``gene``, ``scale_um`` and one for each statistic; a few genes are in memory at once.
+    Tidy table with columns ``gene``, ``scale_um`` and one for each statistic; a few genes are in memory at once. With a
+    ceiling also ``ceiling``, and ``ceiling_share``: what share of it Pearson's r reaches, NaN where it is 0.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit each other.
+        If the shapes do not fit each other, or the ceiling is that of other genes or scales.
 
     Examples
     --------
@@ -134,13 +140,24 @@ def correlation_by_scale(
             part = pd.DataFrame({"gene": names, "scale_um": factor * pitch_um})
             parts.append(part.assign(**{str(name): _STATISTICS[name](*sums) for name in statistics}))
     table = pd.concat(parts, ignore_index=True)
-    return table.sort_values("scale_um", kind="stable", ignore_index=True)
+    table = table.sort_values("scale_um", kind="stable", ignore_index=True)
+    return table if ceiling is None else _with_share(table, ceiling)
+
+
+def _with_share(table: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
+    both = table.merge(ceiling, on=["gene", "scale_um"])
+    if len(both) != len(table) or "pearson" not in both:
+        raise ValueError(
+            "ceiling must be that of the same genes, factors and pitch_um, and statistics must include 'pearson'"
+        )
+    return both.assign(ceiling_share=both.pearson / both.ceiling.where(both.ceiling > 0))
 
 
 def noise_ceiling(
     truth: Values,
     mask: NDArray[np.bool_],
     *,
+    genes: Sequence[str] | None = None,
     independent_half: bool = False,
     seed: int = 0,
     **kwargs: object,
@@ -152,7 +169,7 @@ def noise_ceiling(
 
     Parameters
     ----------
-    truth, mask, kwargs
+    truth, mask, genes, kwargs
         As in :func:`correlation_by_scale`.
     independent_half
         Whether predictions are scored against one half only.
@@ -161,10 +178,27 @@ def noise_ceiling(
 
     Returns
     -------
-    Table with columns ``gene``, ``scale_um``, ``ceiling``.
+    Table with columns ``gene``, ``scale_um``, ``ceiling``; a few genes are in memory at once.
+
+    Raises
+    ------
+    ValueError
+        If the truth does not fit the mask, or its counts are not whole numbers.
+
+    Examples
+    --------
+    >>> rates = np.random.default_rng(0).gamma(2.0, 2.0, (16, 16, 2))
+    >>> truth, mask = np.random.default_rng(1).poisson(rates), np.ones((16, 16), bool)
+    >>> ceiling = noise_ceiling(truth, mask, factors=(1,))
+    >>> table = correlation_by_scale(rates, truth, mask, factors=(1,), ceiling=ceiling)
+    >>> bool(table.ceiling_share.between(0.9, 1.1).all())
+    True
     """
-    first, second = thin_counts(truth, seed=seed)
-    table = correlation_by_scale(first, second, mask, statistics=("pearson",), **kwargs)  # type: ignore[arg-type]
+    draws, parts = np.random.default_rng(seed), []
+    for names, (whole,) in blocks(mask, genes, truth):
+        halves = thin_counts(whole[mask], seed=int(draws.integers(2**32)))
+        parts.append(correlation_by_scale(*halves, mask, genes=names, statistics=("pearson",), **kwargs))  # type: ignore[arg-type]
+    table = pd.concat(parts, ignore_index=True).sort_values("scale_um", kind="stable", ignore_index=True)
     r = table.pop("pearson").clip(lower=0)
     table["ceiling"] = np.sqrt(r if independent_half else 2 * r / (1 + r))
     return table

@@ -44,9 +44,15 @@ def explained(
     Returns
     -------
     Table with index ``gene`` and columns ``pearson``; ``interpolation``, that of interpolation; ``ceiling``, the
-    largest r that the noise of the counts allows; ``explained_share``, r as a share of the ceiling; and ``verdict``:
-    ``"as chance"`` where r is not positive beyond chance (one-sided, p < 0.05), ``"as interpolation"`` where
-    interpolation correlates at least as well, otherwise ``"better"``.
+    largest r that the noise of the counts allows (NaN of fractional counts); ``explained_share``, r as a share of the
+    ceiling; and ``verdict``: ``"as chance"`` where r is not positive beyond chance (one-sided, p < 0.05), ``"as
+    interpolation"`` where it is not above that of interpolation by at least its standard error, otherwise
+    ``"better"``.
+
+    References
+    ----------
+    The standard error of the difference of two correlations with the same counts: Dunn & Clark, Correlation
+    coefficients measured on the same individuals, JASA 1969.
 
     Examples
     --------
@@ -58,7 +64,9 @@ def explained(
     ['better', 'as chance']
     """
     r, other = pearson(expected, counts), pearson(interpolated, counts)
-    if half is None:
+    if (counts % 1).any():
+        ceiling = np.full(len(r), np.nan)  # fractions cannot be thinned
+    elif half is None:
         agreement = pearson(*thin_counts(counts, seed=seed)).clip(0)
         ceiling = np.sqrt(2 * agreement / (1 + agreement))
     else:
@@ -66,7 +74,10 @@ def explained(
     n_spots = len(counts)
     strength = r * np.sqrt(max(n_spots - 2, 1) / np.maximum(1 - r**2, 1e-12))
     chance = ~(stats.t.sf(strength, max(n_spots - 2, 1)) < _SIGNIFICANT)
-    verdict = np.where(chance, AS_CHANCE, np.where(r > other, BETTER, AS_INTERPOLATION))
+    ahead = np.arctanh(_inside(r)) - np.arctanh(_inside(other)) > _standard_error(
+        r, other, pearson(expected, interpolated), n_spots
+    )
+    verdict = np.where(chance, AS_CHANCE, np.where(ahead, BETTER, AS_INTERPOLATION))
     return pd.DataFrame(
         {
             "pearson": r,
@@ -77,3 +88,16 @@ def explained(
         },
         index=pd.Index(list(genes), name="gene"),
     )
+
+
+def _standard_error(r: NDArray, other: NDArray, between: NDArray, n_spots: int) -> NDArray[np.float64]:
+    """Of the difference of two z-transformed correlations with the same counts (n_genes,)."""
+    r, other, between = _inside(r), _inside(other), _inside(between)
+    rest = 1 - r**2 - other**2
+    shared = (between * rest - 0.5 * r * other * (rest - between**2)) / ((1 - r**2) * (1 - other**2))
+    return np.sqrt((2 - 2 * np.clip(shared, -1, 1)) / max(n_spots - 3, 1))
+
+
+def _inside(r: NDArray) -> NDArray[np.float64]:
+    """Correlations that can be z-transformed."""
+    return np.clip(np.nan_to_num(r), -1 + 1e-9, 1 - 1e-9)

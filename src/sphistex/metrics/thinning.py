@@ -17,7 +17,7 @@ def thin_counts(
     Parameters
     ----------
     counts
-        Integer counts of any shape; a sparse matrix gives two sparse matrices.
+        Raw counts of any shape; a sparse matrix gives two sparse matrices.
     share
         Expected share of the counts in the first part, between 0 and 1.
     seed
@@ -26,6 +26,11 @@ def thin_counts(
     Returns
     -------
     The two parts; they add up to ``counts``.
+
+    Raises
+    ------
+    ValueError
+        If counts are not whole numbers.
 
     Examples
     --------
@@ -38,7 +43,17 @@ def thin_counts(
     if sparse.issparse(counts):
         whole = sparse.csr_matrix(counts)
         first = whole.copy()
-        first.data = rng.binomial(np.rint(whole.data).astype(np.int64), share).astype(whole.dtype)
+        first.data = rng.binomial(_molecules(whole.data), share).astype(whole.dtype)
         return first, sparse.csr_matrix(whole - first)
-    first = rng.binomial(np.rint(counts).astype(np.int64), share).astype(np.asarray(counts).dtype)
+    first = rng.binomial(_molecules(counts), share).astype(np.asarray(counts).dtype)
     return first, counts - first
+
+
+def _molecules(counts: NDArray) -> NDArray[np.int64]:
+    whole = np.rint(counts)
+    if not np.array_equal(whole, counts) or whole.min(initial=0) < 0:
+        raise ValueError(
+            "counts are not whole numbers, so that they cannot be thinned into two halves: pass raw counts, "
+            "neither normalised nor shared out by area"
+        )
+    return whole.astype(np.int64)

@@ -17,6 +17,10 @@ from sphistex.nn.training import BagData
 _BAGS_AT_ONCE = 256
 # More spots than this are not needed to judge a model.
 _MAX_BAGS = 2000
+# Mixes of model and interpolation, and by how much (in nats) one must be more likely than the model alone.
+_SHARES = np.linspace(0, 1, 11)
+_CLEARLY = 2.0
+_TINY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -25,23 +29,35 @@ class HeldOut:
 
     Parameters
     ----------
-    xy_um
-        Centres (n_spots, 2).
     area
         Superpixels of each spot's tissue (n_spots,).
     counts
         What was measured (n_spots, n_genes).
     expected
-        What was predicted by the models that had seen neither the spot's counts nor its residuals.
+        What was predicted by the model that had not been fitted to the spot, without seeing its counts or residual.
+        The epoch at which this model stopped was chosen by its spots.
     interpolated
         What smoothing the other spots' counts says.
     """
 
-    xy_um: NDArray[np.float64]
     area: NDArray[np.floating]
     counts: NDArray[np.floating]
     expected: NDArray[np.floating]
     interpolated: NDArray[np.floating]
+
+    def image_share(self) -> NDArray[np.float64]:
+        """Share of the model in the mix with interpolation under which each gene's counts are most likely (n_genes,).
+
+        1 where no mix is clearly more likely than the model alone.
+        """
+        mixes = self.expected + (1 - _SHARES[:, None, None]) * (self.interpolated - self.expected)
+        likelihood = (self.counts * np.log(mixes + _TINY) - mixes).sum(1)
+        clearly = likelihood.max(0) > likelihood[-1] + _CLEARLY
+        return np.where(clearly, _SHARES[likelihood.argmax(0)], 1.0)
+
+    def mixed(self, image_share: NDArray[np.floating]) -> HeldOut:
+        """The same spots, predicted by the mix."""
+        return replace(self, expected=image_share * self.expected + (1 - image_share) * self.interpolated)
 
 
 def predict_held_out(
@@ -61,7 +77,7 @@ def predict_held_out(
     network, objective, data
         What was trained, on the bags of all spots.
     held_out
-        (n_models, n_bags), True where a model has not seen a bag.
+        (n_models, n_bags), True where a model has not seen a bag; a bag is left out by one model at most.
     xy_um
         Centres of the bags (n_bags, 2).
     residuals
@@ -73,38 +89,32 @@ def predict_held_out(
     unseen = np.flatnonzero(held_out.any(0))
     if len(unseen) > _MAX_BAGS:
         unseen = np.sort(np.random.default_rng(seed).choice(unseen, _MAX_BAGS, replace=False))
-    by_whom = held_out[:, unseen, None]
+    by_whom = held_out[:, unseen].argmax(0)
     shown = data.spot_mask.clone()
     if shown.shape[1] > 1:
         shown[:, 0] = False  # the nearest spot is the bag's own
-    expected = (_expected(network, objective, data, shown, unseen) * by_whom).sum(0) / by_whom.sum(0)
+    expected = _expected(network, objective, data, shown, unseen)[by_whom, np.arange(len(unseen))]
     size = area[:, None]
     if residuals:
-        everywhere = _expected(network, objective, data, data.spot_mask, np.arange(len(area)), average=True)[0]
-        expected += size[unseen] * left_out(xy_um, (counts - everywhere) / size, unseen, seed=seed)
+        everywhere = _expected(network, objective, data, data.spot_mask, np.arange(len(area)))
+        for model in np.unique(by_whom):
+            mine = by_whom == model
+            rest = (counts - everywhere[model]) / size
+            expected[mine] += size[unseen[mine]] * left_out(xy_um, rest, unseen[mine], seed=seed)
     density = counts / size
     mean = density.mean(0)
     interpolated = size[unseen] * (mean + left_out(xy_um, density - mean, unseen, seed=seed))
-    return HeldOut(xy_um[unseen], area[unseen], counts[unseen], np.maximum(expected, 0), np.maximum(interpolated, 0))
+    return HeldOut(area[unseen], counts[unseen], np.maximum(expected, 0), np.maximum(interpolated, 0))
 
 
 @torch.no_grad()
 def _expected(
-    network: HISTEX,
-    objective: Objective,
-    data: BagData,
-    shown: Tensor,
-    bags: NDArray[np.intp],
-    *,
-    average: bool = False,
+    network: HISTEX, objective: Objective, data: BagData, shown: Tensor, bags: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """Counts of some bags, seeing the spots that are ``shown``, by every model or on average.
-
-    Returns (n_models or 1, n_bags, n_genes).
-    """
+    """Counts of some bags by every model, seeing the spots that are ``shown``, (n_models, n_bags, n_genes)."""
     data = replace(data, spot_mask=shown)
-    parts = []
-    for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE):
-        sums = bag_sum(objective.rate(data.output(network, some)), data.weight[some])
-        parts.append((sums.mean(0, keepdim=True) if average else sums).cpu().numpy())
+    parts = [
+        bag_sum(objective.rate(data.output(network, some)), data.weight[some]).cpu().numpy()
+        for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE)
+    ]
     return np.concatenate(parts, axis=1).astype(np.float64)

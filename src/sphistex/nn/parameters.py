@@ -52,6 +52,9 @@ class FitParameters:
         Share of the spots that each model does not see and that stop its training; 0 for none.
     residuals
         Whether smoothed residuals of the measured spots are added to the map.
+    mixed
+        Whether the map of a gene is mixed with linear interpolation of the spots, as far as these say more of left-out
+        spots than the network does: what the image does not show is then not read out of it.
     """
 
     context: tuple[int, ...] = (0, 1, 5)
@@ -80,6 +83,7 @@ class FitParameters:
     schedule: bool = True
     holdout: float = 0.2
     residuals: bool = True
+    mixed: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""
@@ -122,6 +126,7 @@ PRESETS = {
         schedule=False,
         holdout=0.0,
         residuals=False,
+        mixed=False,
     ),
 }
 

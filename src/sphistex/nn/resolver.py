@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sphistex.bags import Bags
 from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.lattice import enhancement_matrix
+from sphistex.metrics.baselines import linear
 from sphistex.metrics.explained import explained
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.held_out import HeldOut, predict_held_out
@@ -28,7 +29,7 @@ from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Positions
 from sphistex.nn.parameters import FitParameters
-from sphistex.nn.pooling import pooling
+from sphistex.nn.pooling import PLACE_UM, pooling
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
@@ -85,6 +86,8 @@ class SuperResolver:
         Side of a superpixel.
     window_um
         Radius of the spots that it was fitted on, and so of the windows in which it predicts.
+    image_share
+        Share of the network, with its residuals, in the map of each gene (n_genes,); the rest is linear interpolation.
     encoder
         Which features it expects: ``encoder``, ``revision``, ``dim`` and how they were made.
     info
@@ -101,6 +104,7 @@ class SuperResolver:
     module: Parts
     pitch_um: float
     window_um: float
+    image_share: NDArray[np.float64]
     encoder: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     scores: pd.DataFrame | None = None
@@ -150,9 +154,8 @@ class SuperResolver:
             torch.manual_seed(seed)
             module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
             module.scaling.adapt(vectors)
-            resolver = cls(
-                list(genes), parameters, module.to(device), bags.grid.pitch_um, float(np.median(spots.radius_um))
-            )
+            window_um, image_alone = float(np.median(spots.radius_um)), np.ones(len(genes))
+            resolver = cls(list(genes), parameters, module.to(device), bags.grid.pitch_um, window_um, image_alone)
             positions = resolver._positions(spots)
             nearest = positions.nearest(bags_um)
 
@@ -188,18 +191,22 @@ class SuperResolver:
                 seed=seed,
                 on_epoch=on_epoch,
             )
-            if held_out.any() and not parameters.enhanced_bags:
-                unseen = predict_held_out(
-                    module.network,
-                    module.objective,
-                    data,
-                    held_out.numpy(),
-                    bags_um,
-                    residuals=parameters.residuals,
-                    seed=seed,
+            # where every place is measured, or bags are made of others, none is unseen by leaving one out
+            left_out = held_out.any(0) & (spots.pitch_um >= PLACE_UM and parameters.spots == "measured")
+            if left_out.sum() >= MIN_SPOTS:
+                resolver._judge(
+                    predict_held_out(
+                        module.network,
+                        module.objective,
+                        data,
+                        held_out.numpy(),
+                        bags_um,
+                        residuals=parameters.residuals,
+                        seed=seed,
+                    ),
+                    seed,
                 )
-                resolver._judge(unseen, seed)
-        resolver.info = _provenance(log, seed, device) | {"n_left_out": int(held_out.any(0).sum())}
+        resolver.info = _provenance(log, seed, device) | {"n_left_out": int(left_out.sum())}
         return resolver
 
     def predict(
@@ -221,14 +228,52 @@ class SuperResolver:
         spots, bags = _pooled(spots, bags)
         positions = self._positions(spots)
         correction = self._correction(features, bags, spots, positions, seed) if self.parameters.residuals else None
+        unsure = np.flatnonzero(self.image_share < 1)
         for rows, columns in features.blocks():
             rates = self._rates(features, rows, columns, positions)
+            inside = features.mask[rows, columns]
+            row, column = np.nonzero(inside)
+            places_um = (np.column_stack([column + columns.start, row + rows.start]) + 0.5) * self.pitch_um
+            values = rates[inside]
             if correction is not None:
-                inside = features.mask[rows, columns]
-                place = np.argwhere(inside) + (rows.start, columns.start)
-                smooth = correction((place[:, ::-1] + 0.5) * self.pitch_um)
-                rates[inside] = np.maximum(rates[inside] + smooth, 0.0)
+                values = np.maximum(values + correction(places_um), 0.0)
+            if len(unsure):
+                share = self.image_share[unsure]
+                values[:, unsure] *= share
+                values[:, unsure] += (1 - share) * _interpolated(spots, bags, unsure, places_um)
+            rates[inside] = values
             yield (rows, columns), rates
+
+    def predict_tissue(
+        self,
+        features: FeatureMap,
+        bags: Bags,
+        spots: Spots,
+        *,
+        seed: int = 0,
+        on_block: Callable[[int], None] = lambda n_superpixels: None,
+    ) -> NDArray[np.float32]:
+        """Counts of all superpixels of the tissue.
+
+        Parameters
+        ----------
+        features, bags, spots, seed
+            As in :meth:`predict`.
+        on_block
+            Called after every block with the number of its superpixels.
+
+        Returns
+        -------
+        (n_tissue_superpixels, n_genes), row by row.
+        """
+        mask = features.mask
+        rank = (np.cumsum(mask) - 1).reshape(mask.shape)
+        out = np.empty((int(mask.sum()), len(self.genes)), dtype=np.float32)
+        for window, rates in self.predict(features, bags, spots, seed=seed):
+            inside = mask[window]
+            out[rank[window][inside]] = rates[inside]
+            on_block(int(inside.sum()))
+        return out
 
     def save(self, path: str | Path) -> None:
         """Write ``model.safetensors`` and ``model.json`` into the folder ``path``."""
@@ -245,6 +290,7 @@ class SuperResolver:
             "info": self.info,
             "scores": None if self.scores is None else self.scores.to_dict("list"),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
+            "image_share": self.image_share.tolist(),
         }
         (path / "model.json").write_text(json.dumps(header, indent=1))
 
@@ -266,6 +312,7 @@ class SuperResolver:
         header["scores"] = (
             None if scores is None else pd.DataFrame(scores, index=pd.Index(header["genes"], name="gene"))
         )
+        header["image_share"] = np.array(header["image_share"])
         header["calibration"] = None if calibration is None else Calibration.from_json(calibration)
         state = load_file(path / "model.safetensors")
         d_features = len(state["scaling.mean"])
@@ -282,9 +329,11 @@ class SuperResolver:
 
     def _judge(self, held_out: HeldOut, seed: int) -> None:
         """Learn from left-out spots how far to trust the predictions."""
+        if self.parameters.mixed:
+            self.image_share = held_out.image_share()
+            held_out = held_out.mixed(self.image_share)
         self.scores = explained(held_out.expected, held_out.interpolated, held_out.counts, genes=self.genes, seed=seed)
-        if len(held_out.counts) >= MIN_SPOTS:
-            self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
+        self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
 
     def _positions(self, spots: Spots) -> Positions:
         """What bags attend to."""
@@ -393,6 +442,12 @@ class Standardise(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """(..., d_features) → the same shape."""
         return (vectors - self.mean) / self.std
+
+
+def _interpolated(spots: Spots, bags: Bags, genes: NDArray[np.intp], places_um: NDArray) -> NDArray[np.float64]:
+    """Counts per superpixel of some genes at places (n, 2), by linear interpolation of the spots."""
+    density = spots.counts[:, genes] / np.asarray(bags.weights.sum(1))
+    return linear(spots.xy_um, density, places_um)
 
 
 def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:

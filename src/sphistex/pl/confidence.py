@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from sphistex.pl._canvas import Window, add_scale_bar, draw_raster, finish, panels
-from sphistex.pl._sources import Lattice, check_genes, find_result, values_of
+from sphistex.pl._sources import Lattice, check_genes, find_table, values_of
 from sphistex.tl import confidence as intervals
+from sphistex.tl._trust import made_how
 
 _MARGIN = 0.02
 
@@ -74,7 +75,8 @@ def confidence(
     >>> len(figure.axes)  # two rows of four panels, each with two colour bars
     12
     """
-    table, made = find_result(sdata, key)
+    table = find_table(sdata, "key", key)
+    made = made_how(table, key)
     names = check_genes(table, key, genes)
     squares = intervals(sdata, names, key=key, scale_um=scale_um, level=level, above=above, fdr=fdr, **kwargs)
     lattice = _squares(Lattice.of(table, made), scale_um, squares)

@@ -17,7 +17,7 @@ from spatialdata.transformations import Identity, Scale
 from xarray import DataArray
 
 from sphistex._checks import check_spot_size
-from sphistex._elements import INPUT_RECORD
+from sphistex._elements import INPUT_RECORD, hd_bin_um
 from sphistex._scale import lattice_of
 from sphistex._section import Section, affine_to_image, resolve_image, resolve_section
 from sphistex.grid import Grid
@@ -81,8 +81,13 @@ def pseudo_visium(
     KeyError
         If a named element does not exist.
     ValueError
-        If elements are missing, ambiguous or empty, shapes are no outlines, bins of several sizes are mixed, the scale
-        is not known, or no spot lies on the tissue.
+        If elements are missing, ambiguous or empty, shapes are no outlines, bins lie on no lattice or are of several
+        sizes, the scale is not known, or no spot lies on the tissue.
+
+    Warns
+    -----
+    UserWarning
+        If cells have no outline, or an empty one: they are left out.
 
     Examples
     --------
@@ -146,8 +151,13 @@ def _shared_out(section: Section) -> sparse.csr_matrix:
             f"shapes {section.shapes_key!r} are circles, which do not tell the area that was measured: pass "
             "shapes_key= of bins or of the cells' outlines, or points_key= of transcripts"
         )
-    area = section.radius_px**2
-    if _is_binned(section) and area.max() > _SAME_SIZE * area.min():
+    area, binned = section.radius_px**2, lattice_of(section.xy_px).kind != "irregular"
+    if hd_bin_um(section.shapes_key) is not None and not binned:
+        raise ValueError(
+            f"shapes {section.shapes_key!r} have the name of Visium HD's bins, which gives the scale, but lie on no "
+            "lattice as bins do: rename them if they are cells, or correct their places"
+        )
+    if binned and area.max() > _SAME_SIZE * area.min():
         raise ValueError(
             f"bins {section.shapes_key!r} are of several sizes, {np.sqrt(np.pi * area.min()) * section.mpp:.3g} to "
             f"{np.sqrt(np.pi * area.max()) * section.mpp:.3g} µm: keep those of one size"
@@ -158,11 +168,6 @@ def _shared_out(section: Section) -> sparse.csr_matrix:
     covered = np.asarray(overlap.sum(1)).ravel()
     share = sparse.diags(1 / np.maximum(covered, 1e-300)) @ overlap
     return sparse.csr_matrix(share.T @ sparse.csr_matrix(section.table.X))
-
-
-def _is_binned(section: Section) -> bool:
-    """Whether the shapes lie on a lattice, as bins do and cells do not."""
-    return lattice_of(section.xy_px).kind != "irregular"
 
 
 def _counted(
@@ -176,7 +181,8 @@ def _counted(
     if column is None:
         raise ValueError(f"points {points_key!r} do not say which gene they are: they have no feature_key")
     affine = affine_to_image(sdata, points, image_key, f"points {points_key!r}")
-    parts, names = [], pd.Index([], dtype=object)
+    names = pd.Index([], dtype=object)
+    counts = sparse.csr_matrix((grid.size, 0), dtype=np.float32)
     for part in points[["x", "y", column]].partitions:
         table = part.compute()
         xy = table[["x", "y"]].to_numpy(float) @ affine[:2, :2].T + affine[:2, 2]
@@ -185,12 +191,12 @@ def _counted(
         of_part, seen = pd.factorize(table[column].astype(str).to_numpy()[inside])
         names = names.append(pd.Index(seen).difference(names, sort=False))
         gene = names.get_indexer(seen)[of_part]
-        parts.append((y[inside] * grid.shape[1] + x[inside], gene))
+        place, ones = y[inside] * grid.shape[1] + x[inside], np.ones(len(gene), np.float32)
+        counts.resize(grid.size, len(names))
+        counts += sparse.csr_matrix((ones, (place, gene)), shape=counts.shape)
     if not len(names):
         raise ValueError(f"no transcript of {points_key!r} lies on the image: check the transformations")
-    place, gene = (np.concatenate(x) for x in zip(*parts, strict=True))
-    counts = sparse.coo_matrix((np.ones(len(place), np.float32), (place, gene)), shape=(grid.size, len(names)))
-    return counts.tocsr(), list(names)
+    return counts, list(names)
 
 
 # ------------------------------------------------------------------------------------------------- spots

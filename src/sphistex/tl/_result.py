@@ -99,7 +99,7 @@ def add_result(
         "labels_key": region,
         "conserve_counts": conserve_counts,
         "crop": [int(c) for c in first],
-        "calibration": record_of(model.calibration, int(model.info.get("n_left_out", 0))),
+        "calibration": record_of(model),
     }
     table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
     overwrite = overwrite or _interrupted(sdata, key_added)

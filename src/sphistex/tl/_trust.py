@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.metrics import coarsen
 from sphistex.metrics.explained import AS_CHANCE, AS_INTERPOLATION
 from sphistex.metrics.lattice import blocks
-from sphistex.nn import SuperResolver
+from sphistex.nn import Spots, SuperResolver
 
 FACTORS = (1, 2, 4, 8)
 DROPS = (None, "chance", "interpolation")
@@ -22,12 +24,27 @@ DROPS = (None, "chance", "interpolation")
 _TRUSTED = 0.5
 _NAMED = 8
 _PREFIX = "held_out_"
+_ELSEWHERE = "the model was fitted to another section"
 
 
 def check_drop(drop_genes: object) -> None:
     """Refuse what cannot be dropped."""
     if drop_genes not in DROPS:
         raise ValueError(f'drop_genes={drop_genes!r} must be "chance", "interpolation" or None')
+
+
+def section_id(spots: Spots) -> str:
+    """What tells a section from others: a hash of where its spots lie, to the µm, and of their counts."""
+    found = hashlib.blake2b(np.rint(spots.xy_um).astype(np.int64).tobytes(), digest_size=8)
+    found.update(np.ascontiguousarray(spots.counts).data)
+    return found.hexdigest()
+
+
+def judged_on(spots: Spots, model: SuperResolver) -> SuperResolver:
+    """The model, without what it knows of its own section where the spots are those of another."""
+    if model.info.get("section_id") == section_id(spots):
+        return model
+    return replace(model, scores=None, calibration=None, info=model.info | {"unjudged": _ELSEWHERE})
 
 
 def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[np.bool_]) -> pd.DataFrame:
@@ -57,10 +74,12 @@ def _trusted_scale(
     calibration: Calibration, counts: NDArray[np.float32], mask: NDArray[np.bool_], genes: list[str]
 ) -> NDArray[np.float64]:
     """The finest scale in µm from which on each gene can be trusted; NaN where there is none (n_genes,)."""
-    found = []
-    for first, (_, (maps,)) in zip(range(0, len(genes), 32), blocks(mask, genes, counts), strict=True):
-        part = calibration.take(np.arange(first, first + maps.shape[-1]))
-        trusted = np.full(maps.shape[-1], np.nan)
+    found: list[NDArray[np.float64]] = []
+    first = 0
+    for names, (maps,) in blocks(mask, genes, counts):
+        part = calibration.take(np.arange(first, first + len(names)))
+        first += len(names)
+        trusted = np.full(len(names), np.nan)
         for factor in sorted(FACTORS, reverse=True):
             sums, kept = coarsen(maps, mask, factor)
             if len(sums) < 2:
@@ -74,16 +93,42 @@ def _trusted_scale(
     return np.concatenate(found)
 
 
-def record_of(calibration: Calibration | None, n_left_out: int) -> dict[str, Any]:
-    """What of a calibration is the same for all genes, for ``uns``; or why there is none."""
+def record_of(model: SuperResolver) -> dict[str, Any]:
+    """What of a model's calibration is the same for all genes, for ``uns``; or why there is none."""
+    calibration = model.calibration
     if calibration is None:
-        return {"missing": f"{n_left_out} spots were left out while fitting, and {MIN_SPOTS} are needed"}
+        return {"missing": _why_unjudged(model)}
     return {
         "side_um": calibration.side_um,
         "pitch_um": calibration.pitch_um,
         "coverage": calibration.coverage,
         "n_spots": calibration.n_spots,
     }
+
+
+def _why_unjudged(model: SuperResolver) -> str:
+    """Why a model has no calibration."""
+    if "unjudged" in model.info:
+        return str(model.info["unjudged"])
+    if not model.parameters.holdout:
+        return "no spots were left out while fitting (holdout=0)"
+    if not (n_left_out := int(model.info.get("n_left_out", 0))):
+        return "spots that are left out cannot be judged where they are enhanced, or bins that cover everything"
+    return f"{n_left_out} spots were left out while fitting, and {MIN_SPOTS} are needed"
+
+
+def made_how(table: AnnData, key: str) -> dict[str, Any]:
+    """How a result was made, whatever name it is stored under now.
+
+    Raises
+    ------
+    ValueError
+        If the table is no result.
+    """
+    for made in table.uns.values():
+        if isinstance(made, dict) and {"pitch_um", "mpp"} <= set(made):
+            return made
+    raise ValueError(f"key={key!r} is a table, but not a result of sphistex.tl.super_resolve")
 
 
 def calibration_of(table: AnnData, key: str) -> Calibration:
@@ -94,7 +139,7 @@ def calibration_of(table: AnnData, key: str) -> Calibration:
     ValueError
         If it holds none.
     """
-    record = table.uns.get(key, {}).get("calibration")
+    record = made_how(table, key).get("calibration")
     if record is None:
         raise ValueError(f"key={key!r} was made without a calibration: make it again with sphistex.tl.super_resolve")
     if "missing" in record:
@@ -120,8 +165,8 @@ def kept_genes(model: SuperResolver, drop_genes: str | None) -> NDArray[np.bool_
     if model.scores is None:
         if drop_genes is not None:
             warnings.warn(
-                f"drop_genes={drop_genes!r}: this model left no spots out while fitting, so that no gene can be judged "
-                "and none is dropped; sphistex.tl.validate judges them.",
+                f"drop_genes={drop_genes!r}: {_why_unjudged(model)}, so that no gene can be judged and none is "
+                "dropped; sphistex.tl.validate judges them.",
                 stacklevel=2,
             )
         return np.ones(len(model.genes), dtype=bool)

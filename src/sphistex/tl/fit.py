@@ -16,6 +16,7 @@ from sphistex.nn import FitParameters, SuperResolver, parameters
 from sphistex.settings import settings
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import encoder_of, gather_inputs
+from sphistex.tl._trust import section_id
 
 
 def fit(
@@ -159,4 +160,5 @@ def fit_section(
     model.encoder = encoder_of(sdata, features_key)
     model.info["seconds"] = round(time.perf_counter() - started, 2)
     model.info["n_spots"] = len(inputs.spots.counts)
+    model.info["section_id"] = section_id(inputs.spots)
     return model

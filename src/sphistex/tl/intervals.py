@@ -10,15 +10,19 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
-from scipy import sparse
 from spatialdata import SpatialData
 
 from sphistex.metrics import coarsen
+from sphistex.metrics.lattice import maps
 from sphistex.tl._genes import check_genes
-from sphistex.tl._trust import calibration_of
+from sphistex.tl._trust import calibration_of, made_how
 
 # Genes whose maps are in memory at once.
 _GENES_AT_ONCE = 8
+# Where half of the genes have means farther than this factor from their counts', or all totals are this much alike,
+# X holds no counts.
+_FAR = 5.0
+_ALIKE = 1e-3
 
 
 def confidence(
@@ -71,12 +75,17 @@ def confidence(
     KeyError
         If there is no such result or gene.
     ValueError
-        If an argument makes no sense, or the result has no calibration because too few spots were left out.
+        If an argument makes no sense, the result has no calibration, its table is empty, no square lies on tissue, or
+        ``X`` does not hold the counts: after ``log1p``, or where it looks normalised, see below.
 
     Notes
     -----
     Counts are whole numbers: a gene that is hardly ever counted has the interval 0 to 0 nearly everywhere, which holds
     more often than ``level`` says. How errors fall with the scale was measured on two sections with a truth at 8 µm.
+
+    The table may be cut to a part of its superpixels or genes, but must hold counts. It is taken to be normalised where
+    the median over its genes of the ratio between their mean and ``var["mean_count"]`` is beyond 1/5 to 5, or where all
+    superpixels add up to the same.
 
     Examples
     --------
@@ -88,29 +97,36 @@ def confidence(
     True
     """
     table = _result(sdata, key)
+    whole = calibration_of(table, key)
     names = check_genes(table, [genes] if isinstance(genes, str) else table.var_names if genes is None else genes, key)
-    factor = _checked(table, key, scale_um, level, of, above, fdr)
+    factor = _checked(whole.pitch_um, scale_um, level, of, above, fdr)
+    _check_counts(table, key, whole.mean)
     columns = table.var_names.get_indexer(names)
-    mask = _mask(table)
+    mask, order = _lattice(table)
     if factor > min(mask.shape):
         raise ValueError(f"scale_um={scale_um:g} is wider than the tissue: choose a smaller one")
     area, kept = coarsen(mask.astype(float), mask, factor)
-    squares = ad.AnnData(obs=_places(kept), var=table.var.loc[names].copy())
-    squares.obs["n_superpixels"] = area.ravel().astype(int)
-    squares.obsm["spatial"] = _centres_px(table.uns[key], squares.obs, factor)
-    whole = calibration_of(table, key)
-    parts = []
+    if not kept.any():
+        raise ValueError(f"scale_um={scale_um:g}: no square of that side lies on tissue by half: choose a smaller one")
+    shape = len(area), len(columns)
+    layers = {name: np.empty(shape, np.float32) for name in ("expected", "lower", "upper", "probability")}
+    called = np.empty(shape, bool)
     for first in range(0, len(columns), _GENES_AT_ONCE):
-        some = columns[first : first + _GENES_AT_ONCE]
-        calibration = whole.take(some)
-        expected, _ = coarsen(_maps(table, some, mask), mask, factor)
+        part = slice(first, first + _GENES_AT_ONCE)
+        calibration = whole.take(columns[part])
+        expected, _ = coarsen(maps(table.X[:, columns[part]][order], mask, slice(None)), mask, factor)
         interval = calibration.count_interval if of == "counts" else calibration.expression_interval
         threshold = area * (calibration.mean if above is None else above)
         probability = calibration.probability_above(expected, area.ravel(), threshold)
         values = expected, *interval(expected, area.ravel(), level), probability
-        parts.append((*(x.astype(np.float32) for x in values), _called(probability, fdr)))
-    squares.X, *layers = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
-    squares.layers.update(dict(zip(("lower", "upper", "probability", "called"), layers, strict=True)))
+        for layer, found in zip(layers.values(), values, strict=True):
+            layer[:, part] = found
+        called[:, part] = _called(probability, fdr)
+    squares = ad.AnnData(
+        layers.pop("expected"), obs=_places(kept), var=table.var.loc[names].copy(), layers=layers | {"called": called}
+    )
+    squares.obs["n_superpixels"] = area.ravel().astype(int)
+    squares.obsm["spatial"] = _centres_px(made_how(table, key), squares.obs, factor)
     asked = {"key": key, "scale_um": float(scale_um), "level": level, "of": of, "fdr": fdr}
     squares.uns["confidence"] = asked if above is None else asked | {"above": float(above)}
     return squares
@@ -119,14 +135,34 @@ def confidence(
 def _result(sdata: SpatialData, key: str) -> AnnData:
     if key not in sdata.tables:
         raise KeyError(f"key={key!r} is not in sdata.tables ({sorted(sdata.tables)}): run sphistex.tl.super_resolve")
-    if "log1p" in sdata.tables[key].uns:
+    table = sdata.tables[key]
+    if not table.n_obs or not table.n_vars:
+        raise ValueError(f"key={key!r} is empty, {table.n_obs} superpixels × {table.n_vars} genes: make it again")
+    if "log1p" in table.uns:
         raise ValueError(f"key={key!r} holds logarithms, and intervals are of counts: keep the counts in X")
-    return sdata.tables[key]
+    return table
 
 
-def _checked(table: AnnData, key: str, scale_um: float, level: float, of: str, above: float | None, fdr: float) -> int:
+def _check_counts(table: AnnData, key: str, mean: NDArray[np.float64]) -> None:
+    """Refuse counts that were normalised; ``mean`` is that of the counts per superpixel (n_genes,).
+
+    A part of a section has other means than the whole, but hardly for most of its genes by so much. Normalised to
+    their usual total, counts keep their means; then all superpixels add up to the same.
+    """
+    found, total = (np.asarray(table.X.sum(axis, dtype=np.float64)).ravel() for axis in (0, 1))
+    ratio = float(np.median(found / table.n_obs / np.maximum(mean, 1e-300)))
+    total = total[total > 0]
+    alike = len(total) > 1 and np.ptp(total) <= _ALIKE * total.max()
+    if alike or not 1 / _FAR <= ratio <= _FAR:
+        what = "All superpixels add up to the same." if alike else f"Means are {ratio:.3g} times those of the counts."
+        raise ValueError(
+            f"key={key!r} holds values that look normalised, and intervals are of counts: hold the counts in X, and "
+            f"normalise a copy. {what}"
+        )
+
+
+def _checked(pitch_um: float, scale_um: float, level: float, of: str, above: float | None, fdr: float) -> int:
     """How many superpixels wide a square is."""
-    pitch_um = calibration_of(table, key).pitch_um
     factor = round(scale_um / pitch_um) if np.isfinite(scale_um) else 0
     if factor < 1 or not np.isclose(factor * pitch_um, scale_um):
         raise ValueError(f"scale_um={scale_um!r} must be a multiple of {pitch_um:g} µm, the side of a superpixel")
@@ -140,20 +176,12 @@ def _checked(table: AnnData, key: str, scale_um: float, level: float, of: str, a
     return factor
 
 
-def _mask(table: AnnData) -> NDArray[np.bool_]:
-    """Where the result has superpixels, (rows, columns)."""
+def _lattice(table: AnnData) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
+    """Where the result has superpixels, (rows, columns), and their order row by row."""
     row, column = table.obs["array_row"].to_numpy(), table.obs["array_col"].to_numpy()
     mask = np.zeros((row.max() + 1, column.max() + 1), dtype=bool)
     mask[row, column] = True
-    return mask
-
-
-def _maps(table: AnnData, genes: NDArray[np.intp], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Maps (rows, columns, n_genes) of some genes."""
-    counts = table.X[:, genes]
-    out = np.zeros((*mask.shape, len(genes)))
-    out[table.obs["array_row"], table.obs["array_col"]] = counts.toarray() if sparse.issparse(counts) else counts
-    return out
+    return mask, np.lexsort((column, row))
 
 
 def _places(kept: NDArray[np.bool_]) -> pd.DataFrame:

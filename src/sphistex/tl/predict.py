@@ -16,7 +16,7 @@ from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
 from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs
 from sphistex.tl._result import add_result, check_result_free
-from sphistex.tl._trust import check_drop, kept_genes
+from sphistex.tl._trust import check_drop, judged_on, kept_genes
 
 # Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
 _MAX_ROUNDS = 100
@@ -44,7 +44,8 @@ def predict(
     Parameters
     ----------
     sdata
-        The section that the model was fitted to, or another with the same genes and features made the same way.
+        The section that the model was fitted to, or another with the same genes and features made the same way. How
+        far its genes can be trusted is known of the section that it was fitted to, and said of no other.
     model
         From :func:`sphistex.tl.fit` or :meth:`sphistex.nn.SuperResolver.load`.
     image_key, shapes_key, table_key, coordinate_system, mpp, spot_pitch_um, features_key, tissue_key
@@ -119,10 +120,11 @@ def predict_section(
     """Predict a section that has been resolved and checked."""
     check_result_free(sdata, section, key_added, overwrite=overwrite)
     _check_fits(sdata, section, model, features_key)
-    kept = kept_genes(model, drop_genes)
     inputs = gather_inputs(
         sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context
     )
+    model = judged_on(inputs.spots, model)
+    kept = kept_genes(model, drop_genes)
     counts = _predicted(model, inputs)
     if conserve_counts:
         share_out(counts, inputs.bags.weights[:, inputs.features.mask.ravel()].tocsr(), inputs.spots.counts)
@@ -157,15 +159,15 @@ def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, feat
 
 def _predicted(model: SuperResolver, inputs: Inputs) -> NDArray[np.float32]:
     """Counts of the tissue superpixels in row-major order, (n_superpixels, n_genes)."""
-    mask = inputs.features.mask
-    order = np.cumsum(mask.ravel()).reshape(mask.shape) - 1
-    counts = np.empty((int(mask.sum()), len(model.genes)), dtype=np.float32)
-    with tqdm(total=len(counts), desc="predicting", unit="superpixel", disable=not settings.progress) as bar:
-        for (rows, columns), rates in model.predict(inputs.features, inputs.bags, inputs.spots):
-            inside = mask[rows, columns]
-            counts[order[rows, columns][inside]] = rates[inside]
-            bar.update(int(inside.sum()))
-    return counts
+    total = int(inputs.features.mask.sum())
+    with tqdm(total=total, desc="predicting", unit="superpixel", disable=not settings.progress) as bar:
+
+        def on_block(n_superpixels: int) -> None:
+            bar.update(n_superpixels)
+
+        return model.predict_tissue(
+            inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]), on_block=on_block
+        )
 
 
 def share_out(counts: NDArray[np.float32], weights: sparse.csr_matrix, measured: NDArray[np.float32]) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData, read_zarr
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from sphistex._checks import check_tissue_spots
 from sphistex._section import resolve_section
-from sphistex._store import add_element
+from sphistex._store import add_element, attach
 from sphistex.encoders.base import resolve_device
 from sphistex.metrics import explained, thin_counts
 from sphistex.nn import FitParameters, SuperResolver, parameters
+from sphistex.nn.pooling import pooling
 from sphistex.nn.residuals import SmoothResiduals
 from sphistex.settings import settings
 from sphistex.tl._genes import choose_genes
@@ -28,6 +31,8 @@ from sphistex.tl.fit import check_seed
 By = Literal["halves", "blocks"]
 # One block in so many is held out, so that enough is left to learn from.
 _ONE_IN = 5
+# Places at which interpolation is looked up at once: there may be very many bins.
+_PLACES_AT_ONCE = 4096
 
 
 def validate(
@@ -174,11 +179,17 @@ def _expected(
 
 def _smoothed(seen: Inputs, all_spots: Inputs, scored: NDArray[np.bool_], seed: int) -> NDArray[np.float64]:
     """What smoothing the spots of ``seen`` says of those that are scored."""
-    area = np.asarray(all_spots.bags.weights.sum(1))[scored]
-    density = seen.spots.counts / np.asarray(seen.bags.weights.sum(1))
+    pool, _ = pooling(seen.spots.xy_um, seen.spots.pitch_um)
+    density = np.asarray(pool @ seen.spots.counts / (pool @ np.asarray(seen.bags.weights.sum(1))), dtype=np.float64)
     mean = density.mean(0)
-    smooth = SmoothResiduals.fit(seen.spots.xy_um, density - mean, seed=seed)
-    return area * np.maximum(mean + smooth(all_spots.spots.xy_um[scored]), 0)
+    centres = pool @ seen.spots.xy_um / np.asarray(pool.sum(1))
+    smooth = SmoothResiduals.fit(centres, density - mean, seed=seed)
+    expected = np.asarray(all_spots.bags.weights.sum(1))[scored] * np.ones(len(mean))
+    xy_um = all_spots.spots.xy_um[scored]
+    for first in range(0, len(expected), _PLACES_AT_ONCE):
+        part = slice(first, first + _PLACES_AT_ONCE)
+        expected[part] *= np.maximum(mean + smooth(xy_um[part]), 0)
+    return expected
 
 
 def _take(inputs: Inputs, chosen: NDArray[np.bool_]) -> Inputs:
@@ -213,10 +224,21 @@ def _check_whole(counts: NDArray[np.float32], table_key: str) -> None:
 
 
 def _note(sdata: SpatialData, key: str, tables: list[pd.DataFrame]) -> None:
-    """Add the scores to the result's ``var``, on disk as well."""
+    """Add the scores to the result's ``var``, in memory and on disk; nothing else is changed in either."""
     table = sdata.tables[key]
+    _add_scores(table, tables)
+    if sdata.is_backed() and (stored := Path(sdata.path) / "tables" / key).exists():
+        # what the user made of the counts in memory is no business of the store
+        on_disk = read_zarr(stored)
+        _add_scores(on_disk, tables)
+        add_element(sdata, "tables", key, on_disk, overwrite=True)
+        attach(sdata, "tables", key, table)
+
+
+def _add_scores(table: AnnData, tables: list[pd.DataFrame]) -> None:
+    """Columns for ``var``, without a value for genes that were not scored."""
     for scores in tables:
         way = scores["by"].iloc[0]
         for column in scores.columns.drop("by"):
             table.var[f"{way}_{column}"] = scores[column].reindex(table.var_names)
-    add_element(sdata, "tables", key, table, overwrite=True)
+        table.var[f"{way}_verdict"] = table.var[f"{way}_verdict"].astype("category")

@@ -36,4 +36,11 @@ METHODS: dict[str, Method] = {
 # All but those that leave out a part of the published model.
 DEFAULT: tuple[str, ...] = tuple(name for name in METHODS if not name.startswith("paper-"))
 
-__all__ = ["DEFAULT", "METHODS"]
+# What of a published method is run on a CPU, where all of it would take many hours.
+CUT_ON_CPU: dict[str, str] = {
+    name: histex.ON_CPU if name.startswith("paper") else perceptron.ON_CPU
+    for name in METHODS
+    if name.startswith("paper") or name in ("perceptron", "perceptron+stopping")
+}
+
+__all__ = ["CUT_ON_CPU", "DEFAULT", "METHODS"]

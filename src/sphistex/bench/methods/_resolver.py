@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sphistex.bench.methods._tissue import ranks
 from sphistex.bench.problem import Problem
 from sphistex.nn import FitParameters, SuperResolver
 
@@ -24,9 +23,5 @@ def resolve(problem: Problem, parameters: FitParameters) -> NDArray[np.float32]:
         seed=problem.seed,
         device=problem.device,
     )
-    rank = ranks(problem.mask)
-    out = np.zeros((len(problem.places_um), len(problem.genes)), dtype=np.float32)
-    for window, rates in model.predict(features, problem.bags, problem.spots, seed=problem.seed):
-        inside = problem.mask[window]
-        out[rank[window][inside]] = rates[inside]
-    return np.maximum(out, 0)
+    out = model.predict_tissue(features, problem.bags, problem.spots, seed=problem.seed)
+    return np.maximum(out, 0, out=out)

@@ -17,6 +17,7 @@ from sphistex.nn import FitParameters, parameters
 EPOCHS = 400
 # Fewer, so that a thousand spots take about a minute on two cores: learning has then only begun.
 EPOCHS_ON_CPU = 20
+ON_CPU = f"{EPOCHS_ON_CPU} epochs instead of {EPOCHS}"
 PATIENCE = 10
 LEARNING_RATE = 1e-4
 
