@@ -79,16 +79,14 @@ def _trusted_scale(
     for names, (maps,) in blocks(mask, genes, counts):
         part = calibration.take(np.arange(first, first + len(names)))
         first += len(names)
-        trusted = np.full(len(names), np.nan)
+        trusted, good = np.full(len(names), np.nan), np.ones(len(names), dtype=bool)
         for factor in sorted(FACTORS, reverse=True):
-            sums, kept = coarsen(maps, mask, factor)
-            if len(sums) < 2:
+            sums, _ = coarsen(maps, mask, factor)
+            if len(sums) < 2:  # wider than the tissue
                 continue
             area = coarsen(mask.astype(float), mask, factor)[0].ravel()
-            good = part.reliability(sums, area) >= _TRUSTED
-            scale_um = factor * calibration.pitch_um
-            coarser = np.isnan(trusted) if factor == max(FACTORS) else trusted <= 2 * scale_um
-            trusted = np.where(good & coarser, scale_um, trusted)
+            good &= part.reliability(sums, area) >= _TRUSTED  # and at all coarser scales
+            trusted[good] = factor * calibration.pitch_um
         found.append(trusted)
     return np.concatenate(found)
 
