@@ -34,7 +34,9 @@ def perceptron_early_stopping(problem: Problem) -> NDArray[np.float32]:
 
 def perceptron_poisson(problem: Problem) -> NDArray[np.float32]:
     """The likelihood of the counts, with dropout and early stopping: the default model with the image alone."""
-    return resolve(problem, parameters(context=problem.features.context, layers=0, n_models=1, residuals=False))
+    return resolve(
+        problem, parameters(context=problem.features.context, layers=0, n_models=1, residuals=False, mixed=False)
+    )
 
 
 def _published(problem: Problem, **changes: Any) -> FitParameters:
@@ -51,5 +53,6 @@ def _published(problem: Problem, **changes: Any) -> FitParameters:
         weight_decay=0.0,
         schedule=False,
         residuals=False,
+        mixed=False,
         **changes,
     )
