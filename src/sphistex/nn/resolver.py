@@ -229,6 +229,7 @@ class SuperResolver:
         positions = self._positions(spots)
         correction = self._correction(features, bags, spots, positions, seed) if self.parameters.residuals else None
         unsure = np.flatnonzero(self.image_share < 1)
+        share, density = self.image_share[unsure], spots.counts[:, unsure] / np.asarray(bags.weights.sum(1))
         for rows, columns in features.blocks():
             rates = self._rates(features, rows, columns, positions)
             inside = features.mask[rows, columns]
@@ -238,9 +239,8 @@ class SuperResolver:
             if correction is not None:
                 values = np.maximum(values + correction(places_um), 0.0)
             if len(unsure):
-                share = self.image_share[unsure]
                 values[:, unsure] *= share
-                values[:, unsure] += (1 - share) * _interpolated(spots, bags, unsure, places_um)
+                values[:, unsure] += (1 - share) * linear(spots.xy_um, density, places_um)
             rates[inside] = values
             yield (rows, columns), rates
 
@@ -442,12 +442,6 @@ class Standardise(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """(..., d_features) → the same shape."""
         return (vectors - self.mean) / self.std
-
-
-def _interpolated(spots: Spots, bags: Bags, genes: NDArray[np.intp], places_um: NDArray) -> NDArray[np.float64]:
-    """Counts per superpixel of some genes at places (n, 2), by linear interpolation of the spots."""
-    density = spots.counts[:, genes] / np.asarray(bags.weights.sum(1))
-    return linear(spots.xy_um, density, places_um)
 
 
 def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
