@@ -316,8 +316,9 @@ def test_an_image_that_shows_nothing_is_not_read() -> None:
     """Where features are noise the map is mostly interpolation; where they are not, it is the network's."""
     chosen = parameters(layers=0, **QUICK | {"n_models": 5})
     section = Section(side=130)
-    assert section.fit(chosen).image_share.mean() > 0.8
+    shown = section.fit(chosen).image_share.mean()
     section.array = np.random.default_rng(0).permuted(section.array, axis=2)
     model = section.fit(chosen)
-    assert model.image_share.mean() < 0.6
+    assert shown > 0.7
+    assert model.image_share.mean() < 0.7 * shown
     assert section.correlation(section.map_of(model)) > section.correlation(section.interpolated()) - 0.01

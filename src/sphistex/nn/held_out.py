@@ -17,9 +17,9 @@ from sphistex.nn.training import BagData
 _BAGS_AT_ONCE = 256
 # More spots than this are not needed to judge a model.
 _MAX_BAGS = 2000
-# Mixes of model and interpolation, and by how much (in nats) one must be more likely than the model alone.
+# Mixes of model and interpolation, and steps of expectation maximisation to learn which of them genes have.
 _SHARES = np.linspace(0, 1, 11)
-_CLEARLY = 2.0
+_STEPS_OF_PRIOR = 10
 _TINY = 1e-3
 
 
@@ -46,14 +46,23 @@ class HeldOut:
     interpolated: NDArray[np.floating]
 
     def image_share(self) -> NDArray[np.float64]:
-        """Share of the model in the mix with interpolation under which each gene's counts are most likely (n_genes,).
+        """Share of the model in the mix with interpolation that explains each gene's counts (n_genes,).
 
-        1 where no mix is clearly more likely than the model alone.
+        The spots of one gene often say little of it. How the shares of all genes are distributed is therefore learnt
+        first (empirical Bayes), and a gene's share is its posterior mean. Each gene's likelihood is Poisson's, made as
+        flat as its counts are overdispersed (quasi-likelihood).
         """
         mixes = self.expected + (1 - _SHARES[:, None, None]) * (self.interpolated - self.expected)
         likelihood = (self.counts * np.log(mixes + _TINY) - mixes).sum(1)
-        clearly = likelihood.max(0) > likelihood[-1] + _CLEARLY
-        return np.where(clearly, _SHARES[likelihood.argmax(0)], 1.0)
+        dispersion = ((self.counts - mixes) ** 2 / (mixes + _TINY)).mean(1).min(0)
+        likelihood /= np.maximum(dispersion, 1)
+        likelihood = np.exp(likelihood - likelihood.max(0))
+        prior = np.full((len(_SHARES), 1), 1 / len(_SHARES))
+        for _ in range(_STEPS_OF_PRIOR):
+            posterior = likelihood * prior
+            posterior /= posterior.sum(0)
+            prior = posterior.mean(1, keepdims=True)
+        return _SHARES @ posterior
 
     def mixed(self, image_share: NDArray[np.floating]) -> HeldOut:
         """The same spots, predicted by the mix."""

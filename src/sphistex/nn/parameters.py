@@ -53,8 +53,8 @@ class FitParameters:
     residuals
         Whether smoothed residuals of the measured spots are added to the map.
     mixed
-        Whether the map of a gene is mixed with linear interpolation of the spots, as far as these say more of left-out
-        spots than the network does: what the image does not show is then not read out of it.
+        Whether the map of a gene is mixed with interpolation of the spots, as far as this explains left-out spots
+        better than the network alone: what the image does not show is then not read out of it.
     """
 
     context: tuple[int, ...] = (0, 1, 5)

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from sphistex.bags import Bags
 from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.lattice import enhancement_matrix
-from sphistex.metrics.baselines import linear
 from sphistex.metrics.explained import explained
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.held_out import HeldOut, predict_held_out
 from sphistex.nn.histex import HISTEX
+from sphistex.nn.interpolation import Interpolation
 from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Positions
 from sphistex.nn.parameters import FitParameters
@@ -87,7 +87,8 @@ class SuperResolver:
     window_um
         Radius of the spots that it was fitted on, and so of the windows in which it predicts.
     image_share
-        Share of the network, with its residuals, in the map of each gene (n_genes,); the rest is linear interpolation.
+        Share of the network, with its residuals, in the map of each gene (n_genes,); the rest is
+        :class:`sphistex.nn.interpolation.Interpolation`.
     encoder
         Which features it expects: ``encoder``, ``revision``, ``dim`` and how they were made.
     info
@@ -230,6 +231,7 @@ class SuperResolver:
         correction = self._correction(features, bags, spots, positions, seed) if self.parameters.residuals else None
         unsure = np.flatnonzero(self.image_share < 1)
         share, density = self.image_share[unsure], spots.counts[:, unsure] / np.asarray(bags.weights.sum(1))
+        interpolation = Interpolation(spots.xy_um, density, seed=seed) if len(unsure) else None
         for rows, columns in features.blocks():
             rates = self._rates(features, rows, columns, positions)
             inside = features.mask[rows, columns]
@@ -238,9 +240,8 @@ class SuperResolver:
             values = rates[inside]
             if correction is not None:
                 values = np.maximum(values + correction(places_um), 0.0)
-            if len(unsure):
-                values[:, unsure] *= share
-                values[:, unsure] += (1 - share) * linear(spots.xy_um, density, places_um)
+            if interpolation is not None:
+                values[:, unsure] = share * values[:, unsure] + (1 - share) * interpolation(places_um)
             rates[inside] = values
             yield (rows, columns), rates
 
