@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from sphistex import encoders
 from sphistex.bench import pictures, report
 from sphistex.bench.costs import measured
-from sphistex.bench.datasets import find
+from sphistex.bench.datasets import Source, find
 from sphistex.bench.genes import Genes, check_wanted
 from sphistex.bench.methods import CUT_ON_CPU, DEFAULT, METHODS
 from sphistex.bench.problem import Method, Problem
@@ -111,50 +112,60 @@ def run(
     loaded = encoders.get(encoder, weights=weights, device=where)
     folder = _emptied(Path(out))
 
-    scores, costs, facts = [], [], []
+    done = _Done([], [], [])
     for source in sources:
-        logger.info("%s ...", source.name)
-        trials = make_trials(
-            source.read(),
-            protocols=protocols,
-            genes=source.genes if genes is None else genes,
-            encoder=loaded,
-            seed=seed,
-            device=where,
+        wanted = source.genes if genes is None else genes
+        _section(
+            source, chosen, folder, done, protocols=protocols, genes=wanted, encoder=loaded, seed=seed, device=where
         )
-        gallery = None
-        for trial in trials:
-            problem, areas = trial.problem, trial.areas
-            facts.append(_facts(source.name, trial.name, problem))
-            ceilings = [area.ceiling(problem.genes, seed) for area in areas]
-            for area, table in zip(areas, ceilings, strict=True):
-                if area.name == TISSUE and gallery is None:
-                    gallery = pictures.Gallery.of(area, problem, table)
-                scores.append(_add(folder, table, source.name, area.protocol, area.name, CEILING))
-            for name, method in chosen.items():
-                with measured() as cost:
-                    values = _checked(name, method(problem), problem)
-                scored = [score(area, problem, values, table) for area, table in zip(areas, ceilings, strict=True)]
-                for area, table in zip(areas, scored, strict=True):
-                    scores.append(_add(folder, table, source.name, area.protocol, area.name, name))
-                if gallery is not None:
-                    gallery.add(name, values, problem)
-                del values
-                row = {"dataset": source.name, "protocol": trial.name, "method": name} | vars(cost)
-                row["cut_short"] = _cut_short(name, method, where)
-                costs.append(_append(folder / "costs.csv", pd.DataFrame([row])))
-                logger.info(
-                    "%s, %s: %s took %.1f s, r = %s", source.name, trial.name, name, cost.seconds, _r(scored[0])
-                )
-        if gallery is not None:
-            gallery.draw(folder / f"maps_{source.name.replace(':', '-')}.png")
-    if not costs:
+    if not done.costs:
         raise ValueError(f"protocols={protocols!r}: nothing could be scored, see the warnings")
-    table = pd.concat([part for part in scores if len(part)], ignore_index=True)
+    table = pd.concat([part for part in done.scores if len(part)], ignore_index=True)
     pictures.bars(table, folder / "bars.png", seed=seed)
-    made = report.Made(facts=pd.DataFrame(facts), encoder=loaded.name, seed=seed, device=where)
-    (folder / "report.md").write_text(report.write(table, pd.concat(costs, ignore_index=True), made))
+    made = report.Made(facts=pd.DataFrame(done.facts), encoder=loaded.name, seed=seed, device=where)
+    (folder / "report.md").write_text(report.write(table, pd.concat(done.costs, ignore_index=True), made))
     return table
+
+
+@dataclass
+class _Done:
+    """Tables of what has been run."""
+
+    scores: list[pd.DataFrame]
+    costs: list[pd.DataFrame]
+    facts: list[dict[str, object]]
+
+
+def _section(
+    source: Source, methods: Mapping[str, Method], folder: Path, done: _Done, *, seed: int, device: str, **how: Any
+) -> None:
+    """Run the methods on one section; nothing of it is held afterwards."""
+    logger.info("%s ...", source.name)
+    trials = make_trials(source.read(), seed=seed, device=device, **how)
+    gallery = None
+    for trial in trials:
+        problem, areas = trial.problem, trial.areas
+        done.facts.append(_facts(source.name, trial.name, problem))
+        ceilings = [area.ceiling(problem.genes, seed) for area in areas]
+        for area, table in zip(areas, ceilings, strict=True):
+            if area.name == TISSUE and gallery is None:
+                gallery = pictures.Gallery.of(area, problem, table)
+            done.scores.append(_add(folder, table, source.name, area.protocol, area.name, CEILING))
+        for name, method in methods.items():
+            with measured() as cost:
+                values = _checked(name, method(problem), problem)
+            scored = [score(area, problem, values, table) for area, table in zip(areas, ceilings, strict=True)]
+            for area, table in zip(areas, scored, strict=True):
+                done.scores.append(_add(folder, table, source.name, area.protocol, area.name, name))
+            if gallery is not None:
+                gallery.add(name, values, problem)
+            del values
+            row = {"dataset": source.name, "protocol": trial.name, "method": name} | vars(cost)
+            row["cut_short"] = _cut_short(name, method, device)
+            done.costs.append(_append(folder / "costs.csv", pd.DataFrame([row])))
+            logger.info("%s, %s: %s took %.1f s, r = %s", source.name, trial.name, name, cost.seconds, _r(scored[0]))
+    if gallery is not None:
+        gallery.draw(folder / f"maps_{source.name.replace(':', '-')}.png")
 
 
 def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> dict[str, Method]:
