@@ -89,7 +89,7 @@ def test_the_map_is_the_same_in_parts(xy_um: NDArray) -> None:
     rng = np.random.default_rng(4)
     n_genes = len(LENGTHS_UM)
     coefficients = rng.uniform(0, 1, (len(xy_um), n_genes))  # of one sign: what is cut off does not cancel
-    smooth = SmoothResiduals(xy_um, coefficients, np.array(LENGTHS_UM), np.ones(n_genes))
+    smooth = SmoothResiduals(xy_um, coefficients, np.array(LENGTHS_UM), np.ones(n_genes), np.ones(n_genes))
     places = rng.uniform(0, 1500, (2000, 2))
     parts = np.zeros((2000, n_genes))
     for low in range(0, 1500, 128):

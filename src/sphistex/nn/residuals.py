@@ -39,12 +39,15 @@ class SmoothResiduals:
         Kernel coefficients (n_spots, n_genes).
     length_um, signal_to_noise
         What was chosen for each gene (n_genes,).
+    evidence
+        By how much the logarithm of the likelihood is above that of noise alone (n_genes,).
     """
 
     xy_um: NDArray[np.float64]
     coefficients: NDArray[np.float64]
     length_um: NDArray[np.float64]
     signal_to_noise: NDArray[np.float64]
+    evidence: NDArray[np.float64]
 
     @classmethod
     def fit(cls, xy_um: NDArray, residuals: NDArray, *, seed: int = 0) -> SmoothResiduals:
@@ -69,12 +72,12 @@ class SmoothResiduals:
         True
         """
         xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
-        length, ratio = _choose(xy_um, residuals, seed)
+        length, ratio, evidence = _choose(xy_um, residuals, seed)
         coefficients = np.zeros_like(residuals)
         for genes, one_length, one_ratio in _alike(length, ratio):
             system = cho_factor(_system(xy_um, one_length, one_ratio), lower=True)
             coefficients[:, genes] = one_ratio * cho_solve(system, residuals[:, genes])
-        return cls(xy_um, coefficients, length, ratio)
+        return cls(xy_um, coefficients, length, ratio, evidence)
 
     def __call__(self, xy_um: NDArray) -> NDArray[np.float64]:
         """Smoothed residuals at places (n, 2) in µm → (n, n_genes)."""
@@ -118,7 +121,7 @@ def left_out(xy_um: NDArray, residuals: NDArray, spots: NDArray[np.intp], *, see
     apart = np.linalg.norm(xy_um[others][:, :, None] - xy_um[others][:, None], axis=-1)
     away = np.linalg.norm(xy_um[others] - xy_um[spots][:, None], axis=-1)
     rows = np.repeat(np.arange(len(spots)), k)
-    for genes, length, ratio in _alike(*_choose(xy_um, residuals, seed)):
+    for genes, length, ratio in _alike(*_choose(xy_um, residuals, seed)[:2]):
         system = ratio * np.exp(-apart / length) + np.eye(k)
         weights = np.linalg.solve(system, ratio * np.exp(-away / length)[..., None])
         matrix = sparse.csr_matrix((weights.ravel(), (rows, others.ravel())), shape=(len(spots), len(xy_um)))
@@ -143,8 +146,12 @@ def _kernel(a: NDArray, b: NDArray, length_um: float) -> NDArray[np.float64]:
     return np.exp(-cdist(a, b) / length_um)
 
 
-def _choose(xy_um: NDArray, residuals: NDArray, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Length scale and signal-to-noise ratio of each gene with the largest marginal likelihood.
+def _choose(
+    xy_um: NDArray, residuals: NDArray, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Length scale and signal-to-noise ratio of each gene with the largest marginal likelihood, and its logarithm.
+
+    The logarithm is counted from that of noise alone.
 
     In the kernel's eigenbasis the covariance is diagonal, so that every ratio costs one pass over the residuals.
     """
@@ -161,4 +168,5 @@ def _choose(xy_um: NDArray, residuals: NDArray, seed: int) -> tuple[NDArray[np.f
             options.append((length, ratio))
             likelihood.append(-0.5 * (len(xy_um) * np.log(noise) + np.log(variance).sum()))
     length, ratio = np.array(options)[np.argmax(likelihood, axis=0)].T
-    return length, ratio
+    noise_alone = likelihood[SIGNAL_TO_NOISE.index(0.0)]
+    return length, ratio, np.max(likelihood, axis=0) - noise_alone
