@@ -88,7 +88,7 @@ class SuperResolver:
         Radius of the spots that it was fitted on, and so of the windows in which it predicts.
     image_share
         Share of the network, with its residuals, in the map of each gene (n_genes,); the rest is
-        :class:`sphistex.nn.interpolation.Interpolation`.
+        interpolation of the spots.
     encoder
         Which features it expects: ``encoder``, ``revision``, ``dim`` and how they were made.
     info
