@@ -243,6 +243,8 @@ def test_a_model_says_nothing_of_a_section_that_it_was_not_fitted_to(
     judged = {"verdict", "held_out_pearson", "mean_count", "trusted_scale_um"}
     assert judged <= set(resolved.tables["own"].var)
     assert not judged & set(other.tables["new"].var)
+    for name, sdata in (("own", resolved), ("new", other)):
+        np.testing.assert_array_equal(sdata.tables[name].var["image_share"], loaded.image_share)
     with pytest.raises(ValueError, match="no intervals: the model was fitted to another section"):
         sx.tl.confidence(other, key="new")
 

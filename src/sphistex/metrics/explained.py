@@ -13,7 +13,7 @@ from sphistex.metrics.accuracy import pearson
 from sphistex.metrics.thinning import thin_counts
 
 BETTER, AS_INTERPOLATION, AS_CHANCE = "better", "as interpolation", "as chance"
-_SIGNIFICANT = 0.05
+_FALSE_DISCOVERIES = 0.05
 
 
 def explained(
@@ -45,9 +45,9 @@ def explained(
     -------
     Table with index ``gene`` and columns ``pearson``; ``interpolation``, that of interpolation; ``ceiling``, the
     largest r that the noise of the counts allows (NaN of fractional counts); ``explained_share``, r as a share of the
-    ceiling; and ``verdict``: ``"as chance"`` where r is not positive beyond chance (one-sided, p < 0.05), ``"as
-    interpolation"`` where it is not above that of interpolation by at least its standard error, otherwise
-    ``"better"``.
+    ceiling (NaN where chance left none); and ``verdict``: ``"as chance"`` where r is not positive beyond chance
+    (one-sided, at a false discovery rate of 5 % over the genes), ``"as interpolation"`` where it is not above that of
+    interpolation by at least its standard error, otherwise ``"better"``.
 
     References
     ----------
@@ -73,7 +73,8 @@ def explained(
         ceiling = np.sqrt(pearson(half, counts).clip(0))
     n_spots = len(counts)
     strength = r * np.sqrt(max(n_spots - 2, 1) / np.maximum(1 - r**2, 1e-12))
-    chance = ~(stats.t.sf(strength, max(n_spots - 2, 1)) < _SIGNIFICANT)
+    by_chance = np.nan_to_num(stats.t.sf(strength, max(n_spots - 2, 1)), nan=1.0)
+    chance = stats.false_discovery_control(by_chance) >= _FALSE_DISCOVERIES
     ahead = np.arctanh(_inside(r)) - np.arctanh(_inside(other)) > _standard_error(
         r, other, pearson(expected, interpolated), n_spots
     )

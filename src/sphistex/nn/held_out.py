@@ -52,9 +52,12 @@ class HeldOut:
         first (empirical Bayes), and a gene's share is its posterior mean. Each gene's likelihood is Poisson's, made as
         flat as its counts are overdispersed (quasi-likelihood).
         """
-        mixes = self.expected + (1 - _SHARES[:, None, None]) * (self.interpolated - self.expected)
-        likelihood = (self.counts * np.log(mixes + _TINY) - mixes).sum(1)
-        dispersion = ((self.counts - mixes) ** 2 / (mixes + _TINY)).mean(1).min(0)
+        likelihood = np.empty((len(_SHARES), self.counts.shape[1]))
+        dispersion = np.full(self.counts.shape[1], np.inf)
+        for row, share in zip(likelihood, _SHARES, strict=True):
+            mix = self.mixed(share).expected
+            row[:] = (self.counts * np.log(mix + _TINY) - mix).sum(0)
+            dispersion = np.minimum(dispersion, ((self.counts - mix) ** 2 / (mix + _TINY)).mean(0))
         likelihood /= np.maximum(dispersion, 1)
         likelihood = np.exp(likelihood - likelihood.max(0))
         prior = np.full((len(_SHARES), 1), 1 / len(_SHARES))
@@ -64,7 +67,7 @@ class HeldOut:
             prior = posterior.mean(1, keepdims=True)
         return _SHARES @ posterior
 
-    def mixed(self, image_share: NDArray[np.floating]) -> HeldOut:
+    def mixed(self, image_share: NDArray[np.floating] | float) -> HeldOut:
         """The same spots, predicted by the mix."""
         return replace(self, expected=image_share * self.expected + (1 - image_share) * self.interpolated)
 

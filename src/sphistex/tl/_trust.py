@@ -48,7 +48,7 @@ def judged_on(spots: Spots, model: SuperResolver) -> SuperResolver:
 
 
 def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[np.bool_]) -> pd.DataFrame:
-    """Columns for ``var``: scores at left-out spots, mean and error of the predictions, and the trusted scale.
+    """Columns for ``var``: share of the image, scores at left-out spots, error of the predictions, trusted scale.
 
     Parameters
     ----------
@@ -59,10 +59,10 @@ def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[
     mask
         The tissue (rows, columns).
     """
-    table = pd.DataFrame(index=pd.Index(model.genes))
+    table = pd.DataFrame({"image_share": model.image_share}, index=pd.Index(model.genes))
     if model.scores is not None:
         names = {"verdict": "verdict", "explained_share": "explained_share"}
-        table = model.scores.rename(columns=lambda name: names.get(name, _PREFIX + name))
+        table = table.join(model.scores.rename(columns=lambda name: names.get(name, _PREFIX + name)))
         table["verdict"] = pd.Categorical(table["verdict"])
     if model.calibration is not None:
         table["mean_count"], table["error_variance"] = model.calibration.mean, model.calibration.variance

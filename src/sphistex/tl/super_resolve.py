@@ -97,10 +97,11 @@ def super_resolve(
     ``tables[key_added]``
         ``X`` (n_superpixels, n_genes) float32: expected counts of each 8 µm superpixel, not negative, on the scale of
         the spots' counts. ``obs``: ``region``, ``instance_id``, ``array_row``, ``array_col``, ``in_spot``;
-        ``var``: the columns of the spots' table, and how far to trust each gene: ``held_out_pearson`` and
-        ``held_out_interpolation``, r with the counts of spots that were left out while fitting; ``held_out_ceiling``,
-        the r that their noise allows; ``explained_share`` of it; ``verdict``; ``trusted_scale_um``, the scale from
-        which on more than half of what varies is signal (NaN: none); see :func:`sphistex.metrics.explained` and
+        ``var``: the columns of the spots' table, and how far to trust each gene: ``image_share``, how much of its map
+        is read from the image and not interpolated; ``held_out_pearson`` and ``held_out_interpolation``, r with the
+        counts of spots that were left out while fitting; ``held_out_ceiling``, the r that their noise allows;
+        ``explained_share`` of it; ``verdict``; ``trusted_scale_um``, the scale from which on more than half of what
+        varies is signal (NaN: none); see :func:`sphistex.metrics.explained` and
         :func:`confidence`. ``obsm["spatial"]``: centres (x, y) in full-resolution image pixels; ``uns["spatial"]``:
         thumbnail and scale factors; ``uns[key_added]``: how it was made, loss curves included.
     ``labels[key_added + "_labels"]``
