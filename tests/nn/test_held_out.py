@@ -21,7 +21,7 @@ def untrained(counts: NDArray, own: float = 0.0) -> tuple[HISTEX, PoissonCounts,
     tokens = torch.randn(N_BAGS, 5, 6)
     tokens[:, 0] += own
     data = BagData(
-        features=torch.randn(4 * N_BAGS, 8),
+        features=torch.randn(1, 4 * N_BAGS, 8),
         index=torch.arange(4 * N_BAGS).reshape(N_BAGS, 4),
         weight=torch.ones(N_BAGS, 4),
         counts=torch.tensor(counts, dtype=torch.float32),

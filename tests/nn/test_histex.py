@@ -6,7 +6,7 @@ import torch
 from scipy.special import erf
 
 from sphistex.nn.attention import BCA, CrossAttention
-from sphistex.nn.histex import HISTEX
+from sphistex.nn.histex import HISTEX, Embedding
 from sphistex.nn.layers import LayerNorm, Linear
 
 N_MODELS, N_BAGS, N_SUPERPIXELS, N_SPOTS, D_FEATURES, D_SPOT, D, HEADS, N_GENES = 2, 3, 7, 6, 10, 5, 8, 2, 4
@@ -33,7 +33,7 @@ def network():
 
 
 def np_linear(layer, model, x):
-    return x @ layer.weight[model].detach().numpy() + layer.bias[model].detach().numpy()
+    return x @ layer.weight[model].detach().numpy() + layer.bias.expand(len(layer.weight), 1, -1)[model].detach().numpy()
 
 
 def np_attention(block, model, query, context):
@@ -73,7 +73,7 @@ def np_histex(network, model, spots, superpixels):
     fused = superpixels
     for block in network.bca:
         fused = np_bca(block, model, spots, fused)
-    return np_feed_forward(network.head, model, np.hstack([fused, superpixels]))
+    return np_feed_forward([*network.head, network.loadings], model, np.hstack([fused, superpixels]))
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_network_is_equations_6_to_10(inputs, residual):
     network = HISTEX(N_MODELS, D_FEATURES, D_SPOT, N_GENES, d=D, heads=HEADS, hidden=(9,), residual=residual)
     network = network.double().eval()
     spots, superpixels = (x.double() for x in inputs)
-    out = network(spots, superpixels).numpy()
+    out = network.loadings(network(spots, superpixels[None])).numpy()
     for model in range(N_MODELS):
         for bag in range(N_BAGS):
             expected = np_histex(network, model, spots[0, bag].numpy(), superpixels[0, bag].numpy())
@@ -98,7 +98,7 @@ def test_spots_reach_a_bag_of_one_superpixel_through_the_residual_only(inputs, r
     """As published, spots only decide how superpixels are weighted: with one there is nothing to decide."""
     spots, superpixels = inputs
     network = HISTEX(N_MODELS, D_FEATURES, D_SPOT, N_GENES, d=D, heads=HEADS, hidden=(9,), residual=residual).eval()
-    one, other = (network(s, superpixels[:, :, :1]) for s in (spots, spots.roll(1, dims=1)))
+    one, other = (network(s, superpixels[None, :, :, :1]) for s in (spots, spots.roll(1, dims=1)))
     assert (one - other).abs().max().item() > 1e-3 if reaches else torch.allclose(one, other, atol=1e-5)
 
 
@@ -114,14 +114,15 @@ def test_default_dimensions_are_the_papers():
 def test_superpixel_order_permutes_the_output(network, inputs):
     spots, superpixels = (x.double() for x in inputs)
     order = torch.randperm(N_SUPERPIXELS)
-    torch.testing.assert_close(network(spots, superpixels[:, :, order]), network(spots, superpixels)[:, :, order])
+    found = network(spots, superpixels[None, :, :, order])
+    torch.testing.assert_close(found, network(spots, superpixels[None])[:, :, order])
 
 
 @torch.no_grad()
 def test_neighbour_order_does_not_matter(network, inputs):
     spots, superpixels = (x.double() for x in inputs)
     order = torch.randperm(N_SPOTS)
-    torch.testing.assert_close(network(spots[:, :, order], superpixels), network(spots, superpixels))
+    torch.testing.assert_close(network(spots[:, :, order], superpixels[None]), network(spots, superpixels[None]))
 
 
 @torch.no_grad()
@@ -131,17 +132,17 @@ def test_padding_changes_nothing(network, inputs):
     padded_superpixels = torch.cat([superpixels, torch.full_like(superpixels[:, :, :3], -50.0)], dim=2)
     spot_mask = torch.arange(N_SPOTS + 2).expand(N_BAGS, -1) < N_SPOTS
     superpixel_mask = torch.arange(N_SUPERPIXELS + 3).expand(N_BAGS, -1) < N_SUPERPIXELS
-    out = network(padded_spots, padded_superpixels, spot_mask, superpixel_mask)
-    torch.testing.assert_close(out[:, :, :N_SUPERPIXELS], network(spots, superpixels))
+    out = network(padded_spots, padded_superpixels[None], spot_mask, superpixel_mask)
+    torch.testing.assert_close(out[:, :, :N_SUPERPIXELS], network(spots, superpixels[None]))
 
 
 @torch.no_grad()
 def test_models_of_an_ensemble_are_independent(network, inputs):
     spots, superpixels = (x.double() for x in inputs)
-    before = network(spots, superpixels)
+    before = network(spots, superpixels[None])
     for parameter in network.parameters():
         parameter[1] += 1.0
-    after = network(spots, superpixels)
+    after = network(spots, superpixels[None])
     torch.testing.assert_close(after[0], before[0])
     assert not torch.allclose(after[1], before[1])
 
@@ -155,9 +156,31 @@ def test_shared_and_repeated_inputs_agree():
 
 
 def test_every_parameter_is_used(network, inputs):
-    network(*(x.double() for x in inputs)).sum().backward()
+    spots, superpixels = (x.double() for x in inputs)
+    network.loadings(network(spots, superpixels[None])).sum().backward()
     unused = [name for name, p in network.named_parameters() if p.grad is None]
     assert not unused
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("contexts", "widths"), [(1, [8]), (2, [4, 4]), (3, [4, 2, 2])])
+def test_half_of_h_is_made_from_the_superpixel_itself(contexts, widths):
+    embedding = Embedding(N_MODELS, D_FEATURES, contexts, 8, dropout=0.0).double()
+    features = torch.randn(contexts, 1, N_BAGS, N_SUPERPIXELS, D_FEATURES, dtype=torch.float64)
+    found = embedding(features)
+    assert found.shape == (N_MODELS, N_BAGS, N_SUPERPIXELS, 8)
+    for context, part in enumerate(np.split(np.arange(8), np.cumsum(widths)[:-1])):
+        other = features.clone()
+        other[context] += 1.0
+        changed = (embedding(other) != found).flatten(0, 2).any(0)
+        assert changed[part].all()
+        assert changed.sum() == len(part)
+
+
+@torch.no_grad()
+def test_features_are_h_as_they_are_where_nothing_is_embedded():
+    features = torch.randn(2, 1, N_BAGS, N_SUPERPIXELS, D_FEATURES)
+    torch.testing.assert_close(Embedding(N_MODELS, D_FEATURES, 2, None, 0.5)(features), torch.cat([*features], -1))
 
 
 def test_heads_must_divide_d():

@@ -7,9 +7,18 @@ import pytest
 import torch
 from scipy.stats import poisson
 
-from sphistex.nn.mil import PoissonCounts, ScaledSquares, bag_sum
+from sphistex.nn.layers import Linear
+from sphistex.nn.mil import Objective, PoissonCounts, ScaledSquares, bag_sum
 
 N_MODELS, N_BAGS, N_SUPERPIXELS, N_GENES = 2, 5, 7, 3
+
+
+def loss_of(objective: Objective, output: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """The loss of an output: a latent map that is read as it is."""
+    as_it_is = Linear(len(output), output.shape[-1], output.shape[-1]).to(output.dtype)
+    as_it_is.weight.data.copy_(torch.eye(output.shape[-1]))
+    as_it_is.requires_grad_(False)
+    return objective.loss(output, as_it_is, weight, counts)
 
 
 @pytest.fixture
@@ -38,7 +47,7 @@ def test_poisson_loss_is_the_log_likelihood_up_to_what_no_model_changes(bags, ba
     rate = mean / weight.numpy().sum(1).mean() * np.exp(output.numpy())
     expected = np.einsum("bi,mbig->mbg", weight.numpy(), rate)
     reference = -(poisson.logpmf(counts.numpy(), expected) * gene_weight).sum(-1)
-    loss = objective.loss(output, weight, counts).numpy()
+    loss = loss_of(objective, output, weight, counts).numpy()
     np.testing.assert_allclose(loss[0] - loss[1], reference[0] - reference[1], rtol=1e-6)
     np.testing.assert_allclose(objective.rate(output), rate)
 
@@ -48,18 +57,18 @@ def test_poisson_loss_is_least_at_the_true_rates(bags) -> None:
     objective = PoissonCounts(torch.ones(N_BAGS, N_GENES).double(), weight.sum(1))
     counts = bag_sum(objective.rate(log_rate[:1]), weight)[0]  # what is expected is what was counted
     truth = log_rate[:1].clone().requires_grad_()
-    best = objective.loss(truth, weight, counts)
+    best = loss_of(objective, truth, weight, counts)
     best.sum().backward()
     np.testing.assert_allclose(truth.grad, 0, atol=1e-7)
     for step in torch.randn(20, *truth.shape, generator=torch.Generator().manual_seed(1)).double() * 0.3:
-        assert (objective.loss(truth.detach() + step, weight, counts) >= best.detach() - 1e-9).all()
+        assert (loss_of(objective, truth.detach() + step, weight, counts) >= best.detach() - 1e-9).all()
 
 
 @pytest.mark.parametrize("objective", [PoissonCounts, ScaledSquares])
 def test_gradients_agree_with_differences(bags, objective: type[PoissonCounts] | type[ScaledSquares]) -> None:
     output, weight, counts = bags
     fitted = objective(counts, weight.sum(1))
-    assert torch.autograd.gradcheck(lambda x: fitted.loss(x, weight, counts), output.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: loss_of(fitted, x, weight, counts), output.requires_grad_())
 
 
 @pytest.mark.parametrize("objective", [PoissonCounts, ScaledSquares])
@@ -67,7 +76,7 @@ def test_padding_says_nothing(bags, objective: type[PoissonCounts] | type[Scaled
     output, weight, counts = bags
     fitted, other = objective(counts, weight.sum(1)), output.clone()
     other[:, 0, -2:] = 5.0
-    np.testing.assert_array_equal(fitted.loss(output, weight, counts), fitted.loss(other, weight, counts))
+    np.testing.assert_array_equal(loss_of(fitted, output, weight, counts), loss_of(fitted, other, weight, counts))
 
 
 @pytest.mark.parametrize("objective", [PoissonCounts, ScaledSquares])
@@ -85,8 +94,8 @@ def test_genes_weigh_the_same_at_equal_relative_error_where_they_are_balanced() 
     balanced = PoissonCounts(counts, weight.sum(1), balance=1.0)
     outputs = torch.zeros(2, 3, 4, 2)
     outputs[0, ..., 0] = outputs[1, ..., 1] = 0.5  # the rare gene wrong by a factor; the abundant one by the same
-    zero = balanced.loss(torch.zeros(1, 3, 4, 2), weight, counts)
-    wrong = (balanced.loss(outputs, weight, counts) - zero).sum(1)
+    zero = loss_of(balanced, torch.zeros(1, 3, 4, 2), weight, counts)
+    wrong = (loss_of(balanced, outputs, weight, counts) - zero).sum(1)
     assert wrong[0].item() == pytest.approx(wrong[1].item(), rel=1e-4)
 
 
@@ -98,7 +107,7 @@ def test_scaled_squares_are_equation_11(bags) -> None:
     mean = np.einsum("bi,mbig->mbg", share, positive)
     reference = ((mean - (counts - low) / (high - low)) ** 2).mean(-1)
     objective = ScaledSquares(bags[2], bags[1].sum(1))
-    np.testing.assert_allclose(objective.loss(*bags), reference)
+    np.testing.assert_allclose(loss_of(objective, *bags), reference)
 
 
 def test_scaled_rates_of_a_perfect_fit_add_up_to_the_spots_counts() -> None:
@@ -110,4 +119,86 @@ def test_scaled_rates_of_a_perfect_fit_add_up_to_the_spots_counts() -> None:
     output = torch.where(output > 0, output, torch.log1p((output / 0.01).clamp_min(-1 + 1e-7)))
     output = output[None, :, None].expand(1, 3, 4, 2)
     np.testing.assert_allclose(bag_sum(objective.rate(output), weight)[0], counts, rtol=1e-4)
-    assert objective.loss(output, weight, counts).max() < 1e-6
+    assert loss_of(objective, output, weight, counts).max() < 1e-6
+
+
+@pytest.fixture
+def read() -> tuple[torch.Tensor, Linear]:
+    """A latent map, and the layer that reads genes from it."""
+    torch.manual_seed(0)
+    latent = torch.randn(N_MODELS, N_BAGS, N_SUPERPIXELS, 6, dtype=torch.float64, requires_grad=True)
+    return latent, Linear(N_MODELS, 6, N_GENES).double()
+
+
+@pytest.mark.parametrize("kind", [PoissonCounts, ScaledSquares])
+def test_bags_are_expected_to_hold_the_sum_of_their_superpixels_rates(bags, read, kind) -> None:
+    _, weight, counts = bags
+    latent, loadings = read
+    objective = kind(counts, weight.sum(1))
+    rates = objective.rate(loadings(latent))
+    torch.testing.assert_close(objective.expected(latent, loadings, weight), bag_sum(rates, weight))
+
+
+@pytest.mark.parametrize("kind", [PoissonCounts, ScaledSquares])
+def test_gradients_reach_latent_map_and_loadings(bags, read, kind) -> None:
+    _, weight, counts = bags
+    latent, loadings = read
+    objective = kind(counts, weight.sum(1))
+
+    def loss(latent: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        loadings.weight.data, loadings.bias.data = matrix.detach(), bias.detach()
+        return torch.func.functional_call(
+            Read(objective, loadings), {"loadings.weight": matrix, "loadings.bias": bias}, (latent, weight, counts)
+        )
+
+    matrix, bias = (x.detach().clone().requires_grad_() for x in (loadings.weight, loadings.bias))
+    assert torch.autograd.gradcheck(loss, (latent, matrix, bias))
+
+
+class Read(torch.nn.Module):
+    """The loss as a module, so that its parameters can be given."""
+
+    def __init__(self, objective: Objective, loadings: Linear) -> None:
+        super().__init__()
+        self.objective, self.loadings = objective, loadings
+
+    def forward(self, latent: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        return self.objective.loss(latent, self.loadings, weight, counts)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_would_overflow_is_brought_back(dtype: torch.dtype) -> None:
+    loadings, weight, counts = Linear(1, 1, 1), torch.ones(1, 3), torch.full((1, 1), 100.0)
+    loadings.weight.data.fill_(1.0)
+    latent = torch.tensor([-1000.0, 7.5, 1000.0], dtype=dtype).view(1, 1, 3, 1).requires_grad_()
+    loss = PoissonCounts(counts, weight.sum(1)).loss(latent, loadings, weight, counts)
+    assert torch.isfinite(loss).all()
+    loss.sum().backward()
+    assert torch.isfinite(latent.grad).all()
+    assert latent.grad.ravel()[2] > 0, "downhill is towards the others"
+
+
+@pytest.mark.parametrize("kind", [PoissonCounts, ScaledSquares])
+def test_the_losses_of_some_genes_at_a_time_average_to_that_of_all(bags, read, kind) -> None:
+    _, weight, counts = bags
+    latent, loadings = read
+    objective = kind(counts, weight.sum(1))
+    each = torch.stack([objective.loss(latent, loadings, weight, counts, torch.tensor([g])) for g in range(N_GENES)])
+    share = objective.gene_weight if kind is PoissonCounts else torch.full((N_GENES,), 1 / N_GENES).double()
+    torch.testing.assert_close(torch.einsum("gmb,g->mb", each, share), objective.loss(latent, loadings, weight, counts))
+
+
+def test_half_precision_agrees(bags, read) -> None:
+    _, weight, counts = (x.float() for x in bags)
+    latent, loadings = read[0].detach().float(), read[1].float()
+    objective = PoissonCounts(counts, weight.sum(1))
+    gradients = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        loadings.zero_grad()
+        loss = objective.loss(latent.to(dtype), loadings, weight, counts)
+        assert loss.dtype == torch.float32
+        loss.sum().backward()
+        gradients[dtype] = loss.detach(), loadings.weight.grad.clone()
+    (exact, of_exact), (half, of_half) = gradients.values()
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02)
+    assert torch.nn.functional.cosine_similarity(of_half.ravel(), of_exact.ravel(), 0) > 0.999

@@ -27,7 +27,7 @@ def planted(seed: int = 0) -> tuple[BagData, torch.Tensor]:
     index = torch.arange(len(features)).reshape(N_BAGS, N_SUPERPIXELS)
     counts = torch.poisson(rates[index].sum(1), generator=generator)
     data = BagData(
-        features=features,
+        features=features[None],
         index=index,
         weight=torch.ones(N_BAGS, N_SUPERPIXELS),
         counts=counts,
@@ -64,7 +64,7 @@ def fitted(data: BagData, held_out: torch.Tensor, **changes: Any) -> tuple[HISTE
 def rates_of(model: HISTEX, data: BagData) -> torch.Tensor:
     objective = PoissonCounts(torch.full((2, N_GENES), 20.0), torch.full((2,), float(N_SUPERPIXELS)))
     with torch.no_grad():
-        return objective.rate(data.output(model, torch.arange(len(data)))).flatten(1, 2)
+        return objective.rate(model.loadings(data.latent(model, torch.arange(len(data))))).flatten(1, 2)
 
 
 def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -78,7 +78,7 @@ def same(a: State, b: State) -> bool:
 @pytest.mark.parametrize("layers", [0, 1])
 def test_rates_of_superpixels_are_learnt_from_the_sums_of_bags(layers: int) -> None:
     data, truth = planted()
-    model, log, _ = fitted(data, folds(N_BAGS, N_MODELS), epochs=40, layers=layers)
+    model, log, _ = fitted(data, folds(N_BAGS, N_MODELS), epochs=48, layers=layers)
     found = rates_of(model, data).mean(0)
     spread = (data.counts / N_SUPERPIXELS)[:, None].expand(-1, N_SUPERPIXELS, -1).flatten(0, 1)
     assert correlation(found, truth) > (0.6 if layers else 0.8)

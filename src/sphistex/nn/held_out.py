@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sphistex.nn.histex import HISTEX
-from sphistex.nn.mil import Objective, bag_sum
+from sphistex.nn.mil import Objective
 from sphistex.nn.residuals import left_out
 from sphistex.nn.training import BagData
 
@@ -126,7 +126,7 @@ def _expected(
     """Counts of some bags by every model, seeing the spots that are ``shown``, (n_models, n_bags, n_genes)."""
     data = replace(data, spot_mask=shown)
     parts = [
-        bag_sum(objective.rate(data.output(network, some)), data.weight[some]).cpu().numpy()
+        objective.expected(data.latent(network, some), network.loadings, data.weight[some]).cpu().numpy()
         for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE)
     ]
     return np.concatenate(parts, axis=1).astype(np.float64)

@@ -9,6 +9,39 @@ from sphistex.nn.attention import BCA
 from sphistex.nn.layers import Dropout, FeedForward, Linear
 
 
+class Embedding(nn.Module):
+    """H from features of the superpixel and of its surroundings.
+
+    Half of H is made from the superpixel itself, and the other half from its surroundings, a part of it from each:
+    this is more accurate than all of H from everything, and takes a third of the operations.
+
+    Parameters
+    ----------
+    n_models, d_features, contexts
+        As in :class:`HISTEX`.
+    width
+        Dimension of H; None puts the features of all contexts side by side.
+    dropout
+        After it.
+    """
+
+    def __init__(self, n_models: int, d_features: int, contexts: int, width: int | None, dropout: float) -> None:
+        super().__init__()
+        self.width = contexts * d_features if width is None else width
+        self.parts = nn.ModuleList()
+        if width is not None:
+            others = [width // (2 * (contexts - 1))] * (contexts - 1) if contexts > 1 else []
+            widths = (width - sum(others), *others)
+            self.parts.extend(Linear(n_models, d_features, part) for part in widths)
+        self.after = nn.Sequential(nn.GELU(), Dropout(dropout)) if width is not None else nn.Sequential()
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(contexts, n_models or 1, ..., d_features) → (n_models or 1, ..., width)."""
+        if not len(self.parts):
+            return torch.cat(list(features), dim=-1)
+        return self.after(torch.cat([part(x) for part, x in zip(self.parts, features, strict=True)], dim=-1))
+
+
 class HISTEX(nn.Module):
     """``n_models`` HISTEX networks at once (eq. 6–10).
 
@@ -20,18 +53,19 @@ class HISTEX(nn.Module):
     n_models
         Models held at once.
     d_features
-        Dimension of the superpixel features H.
+        Dimension of the superpixel features.
     d_spots
         Dimension of the neighbouring spots' tokens G.
     n_genes
         Number of outputs.
+    contexts
+        Surroundings of which there are features, the superpixel itself first.
     embed
-        Width of a layer through which the features first go, after which H has this dimension; None takes them as
-        they are, as in the paper.
+        Dimension of H, to which the features are reduced first; None takes them as they are, as in the paper.
     d, heads
         Embedding dimension of the attention and its number of heads.
     hidden
-        Widths of the head's hidden layers.
+        Widths of the head's hidden layers; the last one's is that of the latent map that all genes are read from.
     layers
         Number of BCA layers; 0 leaves the image alone.
     residual
@@ -50,6 +84,7 @@ class HISTEX(nn.Module):
         d_spots: int,
         n_genes: int,
         *,
+        contexts: int = 1,
         embed: int | None = None,
         d: int = 512,
         heads: int = 8,
@@ -60,15 +95,14 @@ class HISTEX(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.embed = nn.Sequential()
-        if embed is not None:
-            self.embed = nn.Sequential(Linear(n_models, d_features, embed), nn.GELU(), Dropout(dropout))
-            d_features = embed
+        self.embed = Embedding(n_models, d_features, contexts, embed, dropout)
+        d_features = self.embed.width
         self.bca = nn.ModuleList(
             BCA(n_models, d_spots, d if i else d_features, d, heads, dropout, residual=residual) for i in range(layers)
         )
         d_fused = d_features + (d if layers else 0)
-        self.head = FeedForward(n_models, (d_fused, *hidden, n_genes), activation=activation, dropout=dropout)
+        self.head = FeedForward(n_models, (d_fused, *hidden), activation=activation, dropout=dropout, last=False)
+        self.loadings = Linear(n_models, (d_fused, *hidden)[-1], n_genes)
 
     def attend(
         self,
@@ -86,7 +120,7 @@ class HISTEX(nn.Module):
         superpixels
             H, the embedded features, (n_models or 1, n_bags, n1, d_features).
         spot_mask, superpixel_mask
-            (n_bags, n2) and (n_bags, n1), False at padding.
+            (n_bags, n2) and (n_bags, n1), or one for each model, False at padding.
 
         Returns
         -------
@@ -100,7 +134,7 @@ class HISTEX(nn.Module):
         return fused
 
     def read(self, attended: Tensor, superpixels: Tensor) -> Tensor:
-        """FFN of L = [attended, H]: expression before the link, (n_models, ..., n_genes).
+        """All of FFN but its last layer, ``loadings``, on L = [attended, H]: the latent map, (n_models, ..., d_latent).
 
         ``attended`` is (n_models or 1, ..., d) and ``superpixels`` (n_models or 1, ..., d_features).
         """
@@ -115,9 +149,9 @@ class HISTEX(nn.Module):
         spot_mask: Tensor | None = None,
         superpixel_mask: Tensor | None = None,
     ) -> Tensor:
-        """Expression before the link, (n_models, n_bags, n1, n_genes), from features not embedded yet.
+        """Latent map (n_models, n_bags, n1, d_latent), of which ``loadings`` is expression before the link.
 
-        Arguments as in :meth:`attend`.
+        ``superpixels`` are features (contexts, n_models or 1, n_bags, n1, d_features); the others as in :meth:`attend`.
         """
         superpixels = self.embed(superpixels)
         return self.read(self.attend(spots, superpixels, spot_mask, superpixel_mask), superpixels)

@@ -6,6 +6,8 @@ Inputs are (n_models, ..., d); an input with one model (1, ..., d) is shared by 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +17,16 @@ _INT64 = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 class Linear(nn.Module):
     """``n_models`` independent linear maps, with torch's initial weights."""
 
-    def __init__(self, n_models: int, d_in: int, d_out: int) -> None:
+    bias: Tensor
+
+    def __init__(self, n_models: int, d_in: int, d_out: int, *, bias: bool = True) -> None:
         super().__init__()
         bound = d_in**-0.5
         self.weight = nn.Parameter(torch.empty(n_models, d_in, d_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(n_models, 1, d_out))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(n_models, 1, d_out))
+        else:
+            self.register_buffer("bias", torch.zeros(1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n_models or 1, ..., d_in) → (n_models, ..., d_out)."""
@@ -72,7 +79,8 @@ class Dropout(nn.Module):
 class FeedForward(nn.Sequential):
     """Linear layers of the given widths, with an activation and dropout between them.
 
-    ``activation=None`` leaves them linear, as in the published HISTEX head.
+    ``activation=None`` leaves them linear, as in the published HISTEX head. ``last=False`` puts activation and dropout
+    behind the last layer too, for another one to follow.
     """
 
     def __init__(
@@ -82,12 +90,16 @@ class FeedForward(nn.Sequential):
         *,
         activation: type[nn.Module] | None = nn.GELU,
         dropout: float = 0.0,
+        last: bool = True,
     ) -> None:
         layers: list[nn.Module] = []
-        for i, (d_in, d_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            if i and activation is not None:
-                layers.append(activation())
-            if i and dropout:
-                layers.append(Dropout(dropout))
+        pairs = list(pairwise(widths))
+        for i, (d_in, d_out) in enumerate(pairs):
             layers.append(Linear(n_models, d_in, d_out))
+            if last and i == len(pairs) - 1:
+                break
+            if activation is not None:
+                layers.append(activation())
+            if dropout:
+                layers.append(Dropout(dropout))
         super().__init__(*layers)

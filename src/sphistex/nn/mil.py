@@ -2,15 +2,23 @@
 
 An objective says what the network's output means (``rate``: counts per superpixel) and how well the superpixels of a
 bag explain its counts (``loss``). Both hold the scales that they take from the training counts.
+
+The output of all superpixels for all genes is by far the largest array of a training step, and is never needed: the
+loss takes the latent map and the last layer, and keeps the bags' sums.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-# exp() of the network's output is kept within a factor of e^±8 of a gene's mean.
+from sphistex.nn.layers import Linear
+
+# A superpixel's rate is kept within a factor of e^±8 of a gene's mean.
 _MAX_LOG_FOLD = 8.0
+# In training only what would overflow is bounded: so much more than any spot holds that gradients always lead back.
+_OVERFLOW = 16.0
 
 
 class PoissonCounts(nn.Module):
@@ -44,24 +52,36 @@ class PoissonCounts(nn.Module):
         """Expected counts per superpixel, the shape of ``output`` (..., n_genes)."""
         return self.mean_rate * output.clamp(-_MAX_LOG_FOLD, _MAX_LOG_FOLD).exp()
 
-    def loss(self, output: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    def expected(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None) -> Tensor:
+        """Expected counts of each bag (n_models, n_bags, n_genes); arguments as in :meth:`loss`."""
+        total = _SumOfExponentials.apply(latent, *_of(loadings, genes), weight)
+        return total * _of_genes(self.mean_rate, genes)
+
+    def loss(
+        self, latent: Tensor, loadings: Linear, weight: Tensor, counts: Tensor, genes: Tensor | None = None
+    ) -> Tensor:
         """Negative log-likelihood of each bag, less what no model can change.
 
         Parameters
         ----------
-        output
-            (n_models, n_bags, n1, n_genes).
+        latent
+            Of the bags' superpixels, (n_models, n_bags, n1, d_latent).
+        loadings
+            The layer that reads genes from it.
         weight
-            Area shares of the superpixels (n_bags, n1).
+            Area shares of the superpixels (n_bags, n1), or one for each model.
         counts
-            (n_bags, n_genes).
+            (n_bags, n_genes), or one for each model.
+        genes
+            Indices of those to look at; None for all. The loss is about the same then.
 
         Returns
         -------
         (n_models, n_bags), averaged over genes.
         """
-        expected = bag_sum(self.rate(output), weight)
-        return ((expected - counts * (expected + 1e-8).log()) * self.gene_weight).sum(-1)
+        expected, gene_weight = self.expected(latent, loadings, weight, genes), _of_genes(self.gene_weight, genes)
+        loss = expected - _of_genes(counts, genes) * (expected + 1e-8).log()
+        return (loss * (gene_weight / gene_weight.sum())).sum(-1)
 
 
 class ScaledSquares(nn.Module):
@@ -91,10 +111,51 @@ class ScaledSquares(nn.Module):
         """Expected counts per superpixel, the shape of ``output`` (..., n_genes)."""
         return (self.low + self.span * self.scaled(output)) / self.area
 
-    def loss(self, output: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    def expected(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None) -> Tensor:
+        """Expected counts of each bag (n_models, n_bags, n_genes); arguments as in :class:`PoissonCounts`."""
+        low, span = _of_genes(self.low, genes), _of_genes(self.span, genes)
+        return (low + span * self._mean(latent, loadings, weight, genes)) * (weight.sum(-1, keepdim=True) / self.area)
+
+    def loss(
+        self, latent: Tensor, loadings: Linear, weight: Tensor, counts: Tensor, genes: Tensor | None = None
+    ) -> Tensor:
         """Squared error of each bag (n_models, n_bags), averaged over genes; arguments as in :class:`PoissonCounts`."""
-        mean = bag_sum(self.scaled(output), weight / weight.sum(-1, keepdim=True))
-        return ((mean - (counts - self.low) / self.span) ** 2).mean(-1)
+        target = (_of_genes(counts, genes) - _of_genes(self.low, genes)) / _of_genes(self.span, genes)
+        return ((self._mean(latent, loadings, weight, genes) - target) ** 2).mean(-1)
+
+    def _mean(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None) -> Tensor:
+        """Scaled expression of each bag (n_models, n_bags, n_genes)."""
+        matrix, bias = _of(loadings, genes)
+        output = torch.baddbmm(bias, latent.flatten(1, -2), matrix).unflatten(1, latent.shape[1:-1])
+        return bag_sum(self.scaled(output), weight / weight.sum(-1, keepdim=True))
+
+
+class _SumOfExponentials(torch.autograd.Function):
+    """Sum over each bag's superpixels, by area, of the exponential of their output.
+
+    The largest array, of all superpixels and genes, is made once and overwritten in place; sums come before what is
+    linear after them.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, latent: Tensor, matrix: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
+        matrix, bias, weight = (x.to(latent.dtype) for x in (matrix, bias, weight))
+        folds = torch.baddbmm(bias, latent.flatten(1, -2), matrix)
+        rates = folds.clamp_max_(_OVERFLOW).exp_().unflatten(1, latent.shape[1:-1])
+        total = (weight[..., None, :] @ rates).squeeze(-2)
+        ctx.save_for_backward(latent, matrix, weight, rates)
+        return total.to(torch.promote_types(total.dtype, torch.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        latent, matrix, weight, rates = ctx.saved_tensors  # type: ignore[attr-defined]
+        of_output = (rates * gradient.to(rates.dtype)[..., None, :]).flatten(1, -2)
+        of_bias = (weight[..., None, :] @ of_output.view_as(rates)).to(gradient.dtype).sum(1)
+        weight = weight.unsqueeze(-1)
+        of_matrix = (latent * weight).flatten(1, -2).transpose(1, 2) @ of_output
+        of_latent = (of_output @ matrix.transpose(1, 2)).view_as(latent) * weight
+        return of_latent, of_matrix.to(gradient.dtype), of_bias, None
 
 
 Objective = PoissonCounts | ScaledSquares
@@ -102,5 +163,17 @@ OBJECTIVES: dict[str, type[PoissonCounts] | type[ScaledSquares]] = {"poisson": P
 
 
 def bag_sum(values: Tensor, weight: Tensor) -> Tensor:
-    """Sum of (n_models, n_bags, n1, n_genes) over each bag's superpixels, by area → (n_models, n_bags, n_genes)."""
-    return torch.einsum("bi,mbig->mbg", weight, values)
+    """Sum of (n_models, n_bags, n1, n_genes) over each bag's superpixels, by area → (n_models, n_bags, n_genes).
+
+    ``weight`` is (n_bags, n1), or one for each model.
+    """
+    return (weight[..., None, :].to(values.dtype) @ values).squeeze(-2)
+
+
+def _of(loadings: Linear, genes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of some genes."""
+    return _of_genes(loadings.weight, genes), _of_genes(loadings.bias, genes)
+
+
+def _of_genes(values: Tensor, genes: Tensor | None) -> Tensor:
+    return values if genes is None else values.index_select(-1, genes)

@@ -46,8 +46,11 @@ class FitParameters:
         Share of the bags that, in an epoch, are not shown the nearest spot, their own: between spots there is none.
     enhanced_bags
         Whether enhanced spots are bags as well.
-    epochs, patience, batch_size, learning_rate, weight_decay, schedule
+    epochs, patience, batch_size, learning_rate, weight_decay, schedule, genes_per_step
         Training; see :func:`sphistex.nn.training.train`.
+    precision
+        What networks compute in: ``"auto"`` is bfloat16 where the device has instructions for it; weights, sums and
+        losses are float32 in any case.
     holdout
         Share of the spots that each model does not see and that stop its training; 0 for none.
     residuals
@@ -81,6 +84,8 @@ class FitParameters:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     schedule: bool = True
+    genes_per_step: int | None = 256
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     holdout: float = 0.2
     residuals: bool = True
     mixed: bool = True
@@ -124,6 +129,7 @@ PRESETS = {
         learning_rate=1e-4,
         weight_decay=0.0,
         schedule=False,
+        precision="float32",
         holdout=0.0,
         residuals=False,
         mixed=False,
@@ -173,7 +179,7 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
 
 
 _AT_LEAST = {
-    **dict.fromkeys(("n_models", "epochs", "patience", "batch_size", "neighbours", "d", "heads"), 1),
+    **dict.fromkeys(("n_models", "epochs", "patience", "batch_size", "genes_per_step", "neighbours", "d", "heads"), 1),
     **dict.fromkeys(("layers", "weight_decay"), 0),
 }
 _TYPES: dict[Any, Any] = {

@@ -30,6 +30,7 @@ from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Positions
 from sphistex.nn.parameters import FitParameters
 from sphistex.nn.pooling import PLACE_UM, pooling
+from sphistex.nn.precision import computing_in, fastest_dtype
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
@@ -169,12 +170,13 @@ class SuperResolver:
                 return counts.to(device), tokens.to(device), shown.to(device)
 
             data = BagData(
-                features=module.scaling(vectors.to(device)),
+                features=resolver._by_context(vectors),
                 index=torch.from_numpy(index.reshape(weight.shape)).to(device),
                 weight=torch.from_numpy(weight).to(device),
                 counts=bag_counts.to(device),
                 spots=torch.from_numpy(nearest.tokens(positions.profiles)).to(device),
                 spot_mask=torch.ones(nearest.index.shape, dtype=torch.bool, device=device),
+                dtype=resolver.dtype,
                 draw=draw if parameters.thinned and parameters.layers else None,
             )
             held_out = _held_out(sources, parameters, seed)
@@ -189,6 +191,7 @@ class SuperResolver:
                 learning_rate=parameters.learning_rate,
                 weight_decay=parameters.weight_decay,
                 schedule=parameters.schedule,
+                genes_per_step=parameters.genes_per_step,
                 seed=seed,
                 on_epoch=on_epoch,
             )
@@ -328,6 +331,13 @@ class SuperResolver:
         """Where the model is."""
         return next(self.module.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its networks compute in."""
+        if self.parameters.precision == "auto":
+            return fastest_dtype(self.device)
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.parameters.precision]
+
     def _judge(self, held_out: HeldOut, seed: int) -> None:
         """Learn from left-out spots how far to trust the predictions."""
         if self.parameters.mixed:
@@ -377,14 +387,22 @@ class SuperResolver:
             superpixels = self._embed(features.read(rows, columns)[inside])
             attended = superpixels[..., :0]
         out = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
-        maps = self.module.objective.rate(self.module.network.read(attended, superpixels))
+        with computing_in(self.dtype, self.device):
+            latent = self.module.network.read(attended, superpixels)
+        maps = self.module.objective.rate(self.module.network.loadings(latent.float()))
         combined = maps.median(0).values if self.parameters.average == "median" else maps.mean(0)
         out[inside] = combined.float().cpu().numpy()
         return out
 
     def _embed(self, vectors: NDArray[np.float32]) -> Tensor:
         """Features (n, d_features) as the H that the network attends from, (n_models or 1, n, d)."""
-        return self.module.network.embed(self.module.scaling(torch.from_numpy(vectors).to(self.device))[None])
+        with computing_in(self.dtype, self.device):
+            return self.module.network.embed(self._by_context(torch.from_numpy(vectors))[:, None])
+
+    def _by_context(self, vectors: Tensor) -> Tensor:
+        """Features (n, d_features) scaled, and those of each context by itself (contexts, n, d_features / contexts)."""
+        scaled = self.module.scaling(vectors.to(self.device)).to(self.dtype)
+        return scaled.unflatten(-1, (len(self.parameters.context), -1)).movedim(1, 0).contiguous()
 
     def _attend(self, features: FeatureMap, rows: slice, columns: slice, positions: Positions) -> tuple[Tensor, Tensor]:
         """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
@@ -402,9 +420,10 @@ class SuperResolver:
         for first in range(0, len(centres), _WINDOWS_AT_ONCE):
             part = slice(first, first + _WINDOWS_AT_ONCE)
             tokens = positions.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
-            attended = self.module.network.attend(
-                torch.from_numpy(tokens)[None].to(self.device), superpixels[:, place[part]], None, blend[part] > 0
-            )
+            with computing_in(self.dtype, self.device):
+                attended = self.module.network.attend(
+                    torch.from_numpy(tokens)[None].to(self.device), superpixels[:, place[part]], None, blend[part] > 0
+                ).float()
             where = place[part].flatten()
             _add_at(total, where, (attended * blend[part][..., None]).flatten(1, 2))
             _add_at(share[None], where, blend[part].flatten()[None])
@@ -526,9 +545,10 @@ def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_count
     d_spots = profile(counts[:1]).shape[1] + (4 if parameters.profile == "components" else 0)
     network = HISTEX(
         parameters.n_models,
-        d_features,
+        d_features // len(parameters.context),
         d_spots,
         counts.shape[1],
+        contexts=len(parameters.context),
         embed=parameters.embed,
         d=parameters.d,
         heads=parameters.heads,

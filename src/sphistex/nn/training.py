@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import Objective
+from sphistex.nn.precision import computing_in
 
 _EVALUATION_BAGS = 256
 
@@ -22,13 +23,15 @@ class BagData:
     Parameters
     ----------
     features
-        (n_instances, d_features), the superpixels that lie in some bag.
+        (contexts, n_instances, d_features), the superpixels that lie in some bag.
     index, weight
         (n_bags, n1): each bag's rows of ``features`` and their share of area inside the spot; padding has weight 0.
     counts
         (n_bags, n_genes).
     spots, spot_mask
         (n_bags, n2, d_spots) tokens of each bag's neighbouring spots and (n_bags, n2), False at padding.
+    dtype
+        What the network computes in; its weights and the losses stay float32.
     draw
         Makes ``counts``, ``spots`` and ``spot_mask`` anew, for every epoch; None keeps them.
     """
@@ -39,7 +42,9 @@ class BagData:
     counts: Tensor
     spots: Tensor
     spot_mask: Tensor
+    dtype: torch.dtype = torch.float32
     draw: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
+    _scratch: Tensor | None = field(default=None, repr=False)
 
     def drawn(self) -> BagData:
         """The data of an epoch."""
@@ -51,10 +56,32 @@ class BagData:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def output(self, network: HISTEX, bags: Tensor) -> Tensor:
-        """The network's output for the superpixels of some bags, (n_models, n_bags, n1, n_genes)."""
-        superpixels = self.features[self.index[bags]][None]
-        return network(self.spots[bags][None], superpixels, self.spot_mask[bags], self.weight[bags] > 0)
+    def latent(self, network: HISTEX, bags: Tensor) -> Tensor:
+        """Latent map of the superpixels of some bags (n,), or of others for each model (n_models, n).
+
+        Returns
+        -------
+        (n_models, n, n1, d_latent).
+        """
+        superpixels, spots = self._gathered(self.index[bags]), self.spots[bags]
+        if bags.ndim == 1:
+            superpixels, spots = superpixels[:, None], spots[None]
+        with computing_in(self.dtype, self.counts.device):
+            return network(spots, superpixels, self.spot_mask[bags], self.weight[bags] > 0)
+
+    def _gathered(self, index: Tensor) -> Tensor:
+        """Features of some superpixels (contexts, *index.shape, d_features), in memory that the next step uses again.
+
+        Memory taken anew is cleared by the system page by page, which takes longer than the copy.
+        """
+        contexts, _, d_features = self.features.shape
+        n = contexts * index.numel() * d_features
+        if self._scratch is None or self._scratch.numel() < n:
+            self._scratch = self.features.new_empty(n)
+        out = self._scratch[:n].view(contexts, index.numel(), d_features)
+        for features, chosen in zip(self.features, out, strict=True):
+            torch.index_select(features, 0, index.ravel(), out=chosen)
+        return out.view(contexts, *index.shape, d_features)
 
 
 @dataclass
@@ -78,6 +105,7 @@ def train(
     learning_rate: float,
     weight_decay: float = 0.0,
     schedule: bool = True,
+    genes_per_step: int | None = None,
     seed: int = 0,
     on_epoch: Callable[[int, float, float], None] = lambda epoch, train, validation: None,
 ) -> TrainingLog:
@@ -98,34 +126,38 @@ def train(
         Of AdamW.
     schedule
         Raise the learning rate over the first epochs and lower it to zero over all ``epochs`` (one cycle).
+    genes_per_step
+        Genes, drawn anew in every step, whose counts are explained in it; None for all. Validation looks at all.
     seed
-        Seed of the order of the bags, of the dropout and of what is drawn.
+        Seed of the order of the bags and genes, of the dropout and of what is drawn.
     on_epoch
         Called with (epoch, training loss, validation loss).
     """
     torch.manual_seed(seed)
     device = data.counts.device
-    seen = (~held_out).to(data.counts)
     validating = bool(held_out.any())
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    steps_per_epoch = -(-len(data) // batch_size)
+    seen, unseen = _listed(~held_out), _listed(held_out)
+    steps_per_epoch = -(-seen.shape[1] // batch_size)
     cycle = None
     if schedule:
         cycle = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, learning_rate, total_steps=epochs * steps_per_epoch, pct_start=0.15
         )
     best = torch.full((len(held_out),), torch.inf, device=device)
-    unseen = data.drawn()  # the same for every epoch, so that these can be compared
+    compared = data.drawn()  # the same for every epoch
     kept, log = copy.deepcopy(network.state_dict()), TrainingLog(best_epoch=[0] * len(held_out))
 
     for epoch in range(epochs):
         network.train()
         shown = data.drawn()
         running = torch.zeros(len(held_out), device=device)
-        for bags in torch.randperm(len(data)).to(device).split(batch_size):
-            loss = objective.loss(shown.output(network, bags), shown.weight[bags], shown.counts[bags])
-            share = seen[:, bags]
-            loss = (loss * share).sum(1) / share.sum(1).clamp_min(1)
+        for bags in _shuffled(seen).to(device).split(batch_size, dim=1):
+            genes = _drawn_genes(data.counts.shape[1], genes_per_step, device)
+            latent = shown.latent(network, bags)
+            loss = objective.loss(latent, network.loadings, shown.weight[bags], shown.counts[bags], genes)
+            there = bags >= 0
+            loss = (loss * there).sum(1) / there.sum(1).clamp_min(1)
             optimiser.zero_grad(set_to_none=True)
             # the models share nothing, so that the sum of their losses trains each on its own
             loss.sum().backward()
@@ -134,7 +166,7 @@ def train(
                 cycle.step()
             running += loss.detach()
         log.train.append((running / steps_per_epoch).mean().item())
-        validation = _validation(network, objective, unseen, held_out)
+        validation = _validation(network, objective, compared, unseen)
         log.validation.append(validation.mean().item())
         on_epoch(epoch, log.train[-1], log.validation[-1])
         improved = validation < best if validating else torch.ones_like(best, dtype=torch.bool)
@@ -149,16 +181,33 @@ def train(
     return log
 
 
+def _drawn_genes(n_genes: int, how_many: int | None, device: torch.device) -> Tensor | None:
+    """Some genes at random, or None for all."""
+    if how_many is None or how_many >= n_genes:
+        return None
+    return torch.randperm(n_genes)[:how_many].to(device)
+
+
+def _listed(chosen: Tensor) -> Tensor:
+    """The bags (n_models, n_bags) that are True for each model, (n_models, n) with -1 behind the last."""
+    rows = [torch.nonzero(row).ravel() for row in chosen]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def _shuffled(bags: Tensor) -> Tensor:
+    """Each model's bags in an order of its own."""
+    return torch.stack([row[torch.randperm(len(row)).to(row.device)] for row in bags])
+
+
 @torch.no_grad()
-def _validation(network: HISTEX, objective: Objective, data: BagData, held_out: Tensor) -> Tensor:
+def _validation(network: HISTEX, objective: Objective, data: BagData, unseen: Tensor) -> Tensor:
     """Mean loss of each model's held-out bags, without dropout, (n_models,); NaN where there are none."""
     network.eval()
-    total = torch.zeros(len(held_out), device=held_out.device)
-    for bags in torch.nonzero(held_out.any(0)).ravel().split(_EVALUATION_BAGS):
-        total += (
-            objective.loss(data.output(network, bags), data.weight[bags], data.counts[bags]) * held_out[:, bags]
-        ).sum(1)
-    return total / held_out.sum(1)
+    total = torch.zeros(len(unseen), device=data.counts.device)
+    for bags in unseen.split(_EVALUATION_BAGS, dim=1):
+        latent = data.latent(network, bags)
+        total += (objective.loss(latent, network.loadings, data.weight[bags], data.counts[bags]) * (bags >= 0)).sum(1)
+    return total / (unseen >= 0).sum(1)
 
 
 def folds(n_bags: int, n_models: int, *, share: float = 0.2, seed: int = 0) -> Tensor:
@@ -176,4 +225,4 @@ def folds(n_bags: int, n_models: int, *, share: float = 0.2, seed: int = 0) -> T
 def initialise_at_mean(network: HISTEX) -> None:
     """Shrink the last layer so that training starts near every gene's mean (for a log link)."""
     with torch.no_grad():
-        network.head[-1].get_parameter("weight").mul_(0.1)
+        network.loadings.weight.mul_(0.1)
