@@ -129,9 +129,7 @@ def our_training(section: Planted, chosen: FitParameters, epochs: int) -> dict[s
     }
 
 
-def fit(
-    section: Planted, spots: NDArray, chosen: FitParameters, epochs: int, times: list[float]
-) -> SuperResolver:
+def fit(section: Planted, spots: NDArray, chosen: FitParameters, epochs: int, times: list[float]) -> SuperResolver:
     """A fit to some of the spots; the ends of its epochs are added to ``times``."""
     bags, measured = section.take(spots)
     return SuperResolver.fit(

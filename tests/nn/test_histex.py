@@ -33,7 +33,9 @@ def network():
 
 
 def np_linear(layer, model, x):
-    return x @ layer.weight[model].detach().numpy() + layer.bias.expand(len(layer.weight), 1, -1)[model].detach().numpy()
+    return (
+        x @ layer.weight[model].detach().numpy() + layer.bias.expand(len(layer.weight), 1, -1)[model].detach().numpy()
+    )
 
 
 def np_attention(block, model, query, context):

@@ -46,3 +46,12 @@ def test_it_is_never_negative() -> None:
 
 def test_no_gene_may_vary() -> None:
     assert Interpolation(XY, np.full((len(XY), 2), 3.0))(PLACES).tolist() == [[3.0, 3.0]] * len(PLACES)
+
+
+def test_on_the_lattice_it_is_the_same() -> None:
+    counts = counted(5 + 4 * np.sin(XY / 300))
+    drawn, inside = Interpolation(XY, counts), np.random.default_rng(0).random((30, 40)) < 0.7
+    row, column = np.nonzero(inside)
+    places = (np.column_stack([column + 20, row + 50]) + 0.5) * 8.0
+    found = drawn.on_lattice(slice(50, 80), slice(20, 60), 8.0, inside, slice(1, 2))
+    np.testing.assert_allclose(found, drawn(places)[:, 1:], rtol=0.05)

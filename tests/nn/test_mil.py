@@ -174,6 +174,7 @@ def test_what_would_overflow_is_brought_back(dtype: torch.dtype) -> None:
     loss = PoissonCounts(counts, weight.sum(1)).loss(latent, loadings, weight, counts)
     assert torch.isfinite(loss).all()
     loss.sum().backward()
+    assert latent.grad is not None
     assert torch.isfinite(latent.grad).all()
     assert latent.grad.ravel()[2] > 0, "downhill is towards the others"
 

@@ -118,3 +118,30 @@ def test_what_is_left_out_is_said_by_the_others(xy_um: NDArray) -> None:
                 xy_um[others], noisy[others, gene]
             )
             assert row[gene] == pytest.approx(process.predict(xy_um[[spot]])[0], abs=0.03)
+
+
+@pytest.mark.parametrize("length_um", LENGTHS_UM)
+def test_on_the_lattice_it_is_the_same_field(xy_um: NDArray, length_um: float) -> None:
+    coefficients = np.random.default_rng(0).normal(size=(len(xy_um), 3))
+    smooth = SmoothResiduals(xy_um, coefficients, np.full(3, length_um), np.ones(3), np.ones(3))
+    rows, columns, pitch_um = slice(37, 101), slice(5, 80), 8.0
+    places = np.stack(np.meshgrid(np.arange(5, 80), np.arange(37, 101)), -1).reshape(-1, 2)
+    exact = smooth((places + 0.5) * pitch_um).reshape(64, 75, 3)
+    found = smooth.on_lattice(rows, columns, pitch_um)
+    assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.998
+    one = smooth.on_lattice(rows, columns, pitch_um, slice(1, 2))
+    np.testing.assert_allclose(one, found[..., 1:2], atol=1e-5)
+
+
+def test_the_lattice_does_not_depend_on_the_block(xy_um: NDArray) -> None:
+    smooth = SmoothResiduals.fit(xy_um, field(xy_um))
+    whole = smooth.on_lattice(slice(0, 90), slice(0, 80), 8.0)
+    part = smooth.on_lattice(slice(17, 61), slice(33, 80), 8.0)
+    np.testing.assert_allclose(part, whole[17:61, 33:], atol=1e-5)
+
+
+def test_genes_without_a_signal_are_nothing_on_the_lattice(xy_um: NDArray) -> None:
+    smooth = SmoothResiduals(xy_um, np.ones((len(xy_um), 2)), np.full(2, 120.0), np.array([0.0, 1.0]), np.zeros(2))
+    found = smooth.on_lattice(slice(0, 9), slice(0, 9), 8.0)
+    assert not found[..., 0].any()
+    assert found[..., 1].all()

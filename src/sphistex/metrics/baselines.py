@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy import sparse
+from scipy.interpolate import NearestNDInterpolator
+from scipy.spatial import Delaunay, KDTree
 
 
 def nearest(xy: ArrayLike, values: ArrayLike, places: ArrayLike) -> NDArray[np.float64]:
@@ -51,19 +53,28 @@ def linear(xy: ArrayLike, values: ArrayLike, places: ArrayLike) -> NDArray[np.fl
     >>> linear(corners, heights, [[3, 5], [20, 0]]).round(6).ravel().tolist()
     [3.0, 10.0]
     """
-    return linear_interpolator(xy, values)(places)
+    return linear_weights(xy)(places) @ np.asarray(values, float)
 
 
-def linear_interpolator(xy: ArrayLike, values: ArrayLike) -> Callable[[ArrayLike], NDArray[np.float64]]:
-    """:func:`linear` as a function of the places alone: the triangles are made once for many blocks of places."""
-    within, beyond = (
-        kind(np.asarray(xy, float), np.asarray(values, float)) for kind in (LinearNDInterpolator, NearestNDInterpolator)
-    )
+def linear_weights(xy: ArrayLike) -> Callable[[ArrayLike], sparse.csr_matrix]:
+    """:func:`linear` without the values: a function from places to a sparse (n_places, n_spots).
 
-    def interpolate(places: ArrayLike) -> NDArray[np.float64]:
-        inside = within(np.asarray(places, float))
-        lost = np.isnan(inside).any(1)
-        inside[lost] = beyond(np.asarray(places, float)[lost])
-        return inside
+    The triangles are made once, for many blocks of places and many genes.
+    """
+    xy = np.asarray(xy, float)
+    triangles, spots = Delaunay(xy), KDTree(xy)
 
-    return interpolate
+    def weights(places: ArrayLike) -> sparse.csr_matrix:
+        places = np.asarray(places, float)
+        found = triangles.find_simplex(places)
+        corners = triangles.simplices[found]
+        affine = triangles.transform[found]
+        two = np.einsum("nij,nj->ni", affine[:, :2], places - affine[:, 2])
+        share = np.column_stack([two, 1 - two.sum(1)])
+        lost = (found < 0) | np.isnan(share).any(1)
+        corners[lost] = spots.query(places[lost])[1][:, None]
+        share[lost] = [1.0, 0.0, 0.0]
+        starts = np.arange(len(places) + 1) * 3
+        return sparse.csr_matrix((share.ravel(), corners.ravel(), starts), shape=(len(places), len(xy)))
+
+    return weights

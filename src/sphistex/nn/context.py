@@ -40,7 +40,7 @@ class FeatureMap:
     features: Array3D
     mask: NDArray[np.bool_]
     context: tuple[int, ...] = (0,)
-    block: int = 64
+    block: int = 128
 
     def __post_init__(self) -> None:
         if tuple(self.features.shape[1:]) != self.mask.shape:
@@ -54,7 +54,7 @@ class FeatureMap:
     def read(self, rows: slice, columns: slice) -> NDArray[np.float32]:
         """Vectors of a window, (n_rows, n_columns, dim); zero outside the tissue."""
         halo = max(self.context)
-        outer, inner = _with_halo((rows, columns), halo, self.mask.shape)
+        outer, inner = with_halo((rows, columns), halo, self.mask.shape)
         raw = np.asarray(self.features[(slice(None), *outer)], dtype=np.float32)
         tissue = self.mask[outer].astype(np.float32)
         raw = raw * tissue
@@ -92,7 +92,7 @@ def _masked_mean(values: NDArray[np.float32], mask: NDArray[np.float32], radius:
     return total / np.maximum(share, 0.5 / size**2)
 
 
-def _with_halo(window: Window, halo: int, shape: tuple[int, int]) -> tuple[Window, Window]:
+def with_halo(window: Window, halo: int, shape: tuple[int, ...]) -> tuple[Window, Window]:
     """The window grown by ``halo`` inside ``shape``, and where the window lies in the grown one."""
     outer, inner = [], []
     for part, size in zip(window, shape, strict=True):

@@ -48,9 +48,9 @@ class PoissonCounts(nn.Module):
         self.register_buffer("mean_rate", mean / areas.mean())
         self.register_buffer("gene_weight", weight / weight.sum())
 
-    def rate(self, output: Tensor) -> Tensor:
+    def rate(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
         """Expected counts per superpixel, the shape of ``output`` (..., n_genes)."""
-        return self.mean_rate * output.clamp(-_MAX_LOG_FOLD, _MAX_LOG_FOLD).exp()
+        return _of_genes(self.mean_rate, genes) * output.clamp(-_MAX_LOG_FOLD, _MAX_LOG_FOLD).exp()
 
     def expected(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None) -> Tensor:
         """Expected counts of each bag (n_models, n_bags, n_genes); arguments as in :meth:`loss`."""
@@ -107,9 +107,9 @@ class ScaledSquares(nn.Module):
         """Expression on the 0–1 scale of the training spots."""
         return nn.functional.elu(output, alpha=self.alpha) + self.alpha
 
-    def rate(self, output: Tensor) -> Tensor:
+    def rate(self, output: Tensor, genes: Tensor | None = None) -> Tensor:
         """Expected counts per superpixel, the shape of ``output`` (..., n_genes)."""
-        return (self.low + self.span * self.scaled(output)) / self.area
+        return (_of_genes(self.low, genes) + _of_genes(self.span, genes) * self.scaled(output)) / self.area
 
     def expected(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None) -> Tensor:
         """Expected counts of each bag (n_models, n_bags, n_genes); arguments as in :class:`PoissonCounts`."""
@@ -126,7 +126,7 @@ class ScaledSquares(nn.Module):
     def _mean(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None) -> Tensor:
         """Scaled expression of each bag (n_models, n_bags, n_genes)."""
         matrix, bias = _of(loadings, genes)
-        output = torch.baddbmm(bias, latent.flatten(1, -2), matrix).unflatten(1, latent.shape[1:-1])
+        output = torch.baddbmm(bias, latent.flatten(1, -2).to(matrix.dtype), matrix).unflatten(1, latent.shape[1:-1])
         return bag_sum(self.scaled(output), weight / weight.sum(-1, keepdim=True))
 
 

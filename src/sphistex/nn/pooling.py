@@ -55,3 +55,8 @@ def pooling(
     kept = filled[place.ravel()]
     entries = np.ones(int(kept.sum())), (row[place.ravel()[kept]], np.flatnonzero(kept))
     return sparse.csr_matrix(entries, shape=(int(filled.sum()), len(xy_um))), side * pitch_um
+
+
+def mean_of(sums: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The matrix with rows that add up to 1."""
+    return sparse.csr_matrix(sparse.diags(1 / np.asarray(sums.sum(1)).ravel()) @ sums)

@@ -23,6 +23,8 @@ SIGNAL_TO_NOISE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 _MAX_SPOTS_FOR_CHOICE = 1200
 # Beyond this many lengths the exponential kernel is nothing, also summed over many spots.
 _REACH = 12.0
+# Nodes of a lattice on which smooth maps are evaluated before they are interpolated, per length.
+_NODES_PER_LENGTH = 4
 # Others that say what a left-out spot's residual is.
 _NEAREST = 60
 
@@ -85,10 +87,54 @@ class SmoothResiduals:
         out = np.zeros((len(xy_um), self.coefficients.shape[1]))
         for length in np.unique(self.length_um[self.signal_to_noise > 0]):
             genes = (self.length_um == length) & (self.signal_to_noise > 0)
-            low, high = xy_um.min(0) - _REACH * length, xy_um.max(0) + _REACH * length
-            near = ((self.xy_um >= low) & (self.xy_um <= high)).all(1)
+            near = self._near(xy_um, length)
             out[:, genes] = _kernel(xy_um, self.xy_um[near], length) @ self.coefficients[np.ix_(near, genes)]
         return out
+
+    def on_lattice(
+        self, rows: slice, columns: slice, pitch_um: float, genes: slice = slice(None)
+    ) -> NDArray[np.float32]:
+        """Smoothed residuals of a block of superpixels, (n_rows, n_columns, n_genes).
+
+        They are evaluated at nodes of a coarser lattice, a quarter of the length scale apart, and interpolated
+        linearly between them. The nodes are tied to the grid and not to the block.
+
+        Parameters
+        ----------
+        rows, columns
+            The block.
+        pitch_um
+            Side of a superpixel.
+        genes
+            Which genes.
+        """
+        length, signal = self.length_um[genes], self.signal_to_noise[genes]
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        out = np.zeros((*shape, len(length)), dtype=np.float32)
+        for one in np.unique(length[signal > 0]):
+            stride = max(1, round(one / pitch_um / _NODES_PER_LENGTH))
+            (down, spread_down), (across, spread_across) = (_nodes(part, stride) for part in (rows, columns))
+            nodes = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2)
+            places = (nodes + 0.5) * pitch_um
+            near = self._near(places, one)
+            kernel = _kernel(places, self.xy_um[near], one).astype(np.float32)
+            these = (length == one) & (signal > 0)
+            coefficients = self.coefficients[near, genes][:, these].astype(np.float32)
+            at_nodes = (kernel @ coefficients).reshape(len(down), -1)
+            out[..., these] = spread_across @ (spread_down @ at_nodes).reshape(shape[0], len(across), -1)
+        return out
+
+    def _near(self, xy_um: NDArray, length: float) -> NDArray[np.bool_]:
+        """Spots that matter to some places."""
+        low, high = xy_um.min(0) - _REACH * length, xy_um.max(0) + _REACH * length
+        return ((self.xy_um >= low) & (self.xy_um <= high)).all(1)
+
+
+def _nodes(part: slice, stride: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Multiples of the stride around ``[start, stop)``, and the weights (stop - start, n_nodes) between them."""
+    nodes = np.arange(part.start // stride, -(-(part.stop - 1) // stride) + 1) * stride
+    distance = np.abs(np.arange(part.start, part.stop)[:, None] - nodes) / stride
+    return nodes, np.maximum(1 - distance, 0).astype(np.float32)
 
 
 def left_out(xy_um: NDArray, residuals: NDArray, spots: NDArray[np.intp], *, seed: int = 0) -> NDArray[np.float64]:

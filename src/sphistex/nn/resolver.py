@@ -25,20 +25,15 @@ from sphistex.metrics.explained import explained
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.held_out import HeldOut, predict_held_out
 from sphistex.nn.histex import HISTEX
-from sphistex.nn.interpolation import Interpolation
 from sphistex.nn.mil import OBJECTIVES, Objective
 from sphistex.nn.neighbours import Positions
 from sphistex.nn.parameters import FitParameters
-from sphistex.nn.pooling import PLACE_UM, pooling
-from sphistex.nn.precision import computing_in, fastest_dtype
+from sphistex.nn.pooling import PLACE_UM, mean_of, pooling
+from sphistex.nn.precision import fastest_dtype
+from sphistex.nn.prediction import GENES_AT_ONCE, Mapper
 from sphistex.nn.profiles import PROFILES, Profile
-from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
-from sphistex.nn.windows import Windows
 
-# Distance between prediction windows in their radii: every superpixel lies in about four of them.
-_STRIDE = 0.87
-_WINDOWS_AT_ONCE = 256
 # Superpixels that a model is trained on at most, so that their features fit in memory whatever the section's size.
 _MAX_INSTANCES = 300_000
 # Bins closer than this are pooled into larger bags for training.
@@ -158,7 +153,7 @@ class SuperResolver:
             module.scaling.adapt(vectors)
             window_um, image_alone = float(np.median(spots.radius_um)), np.ones(len(genes))
             resolver = cls(list(genes), parameters, module.to(device), bags.grid.pitch_um, window_um, image_alone)
-            positions = resolver._positions(spots)
+            positions = resolver.positions(spots)
             nearest = positions.nearest(bags_um)
 
             def draw() -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +165,7 @@ class SuperResolver:
                 return counts.to(device), tokens.to(device), shown.to(device)
 
             data = BagData(
-                features=resolver._by_context(vectors),
+                features=resolver.by_context(vectors),
                 index=torch.from_numpy(index.reshape(weight.shape)).to(device),
                 weight=torch.from_numpy(weight).to(device),
                 counts=bag_counts.to(device),
@@ -230,23 +225,14 @@ class SuperResolver:
         A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
         """
         spots, bags = _pooled(spots, bags)
-        positions = self._positions(spots)
-        correction = self._correction(features, bags, spots, positions, seed) if self.parameters.residuals else None
-        unsure = np.flatnonzero(self.image_share < 1)
-        share, density = self.image_share[unsure], spots.counts[:, unsure] / np.asarray(bags.weights.sum(1))
-        interpolation = Interpolation(spots.xy_um, density, seed=seed) if len(unsure) else None
-        for rows, columns in features.blocks():
-            rates = self._rates(features, rows, columns, positions)
-            inside = features.mask[rows, columns]
-            row, column = np.nonzero(inside)
-            places_um = (np.column_stack([column + columns.start, row + rows.start]) + 0.5) * self.pitch_um
-            values = rates[inside]
-            if correction is not None:
-                values = np.maximum(values + correction(places_um), 0.0)
-            if interpolation is not None:
-                values[:, unsure] = share * values[:, unsure] + (1 - share) * interpolation(places_um)
-            rates[inside] = values
-            yield (rows, columns), rates
+        mapper = Mapper.of(self, features, bags, spots, seed=seed)
+        for window in mapper.blocks():
+            latent, inside = mapper.latent(window), features.mask[window]
+            rates = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
+            for first in range(0, len(self.genes), GENES_AT_ONCE):
+                genes = slice(first, first + GENES_AT_ONCE)
+                rates[inside, genes] = mapper.counts(window, latent, genes)
+            yield window, rates
 
     def predict_tissue(
         self,
@@ -346,93 +332,23 @@ class SuperResolver:
         self.scores = explained(held_out.expected, held_out.interpolated, held_out.counts, genes=self.genes, seed=seed)
         self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
 
-    def _positions(self, spots: Spots) -> Positions:
+    def positions(self, spots: Spots) -> Positions:
         """What bags attend to."""
         sums, pitch_um = pooling(spots.xy_um, spots.pitch_um)
         if self.parameters.spots == "enhanced":
-            sums = enhancement_matrix(_mean(sums) @ spots.xy_um, pitch_um) @ sums
+            sums = enhancement_matrix(mean_of(sums) @ spots.xy_um, pitch_um) @ sums
         place_um = pitch_um if self.parameters.profile == "components" else None
         profiles = self._profiles(sums @ spots.counts)
-        return Positions(_mean(sums) @ spots.xy_um, sums, profiles, self.parameters.neighbours, place_um)
+        return Positions(mean_of(sums) @ spots.xy_um, sums, profiles, self.parameters.neighbours, place_um)
 
     def _profiles(self, counts: NDArray[np.floating]) -> NDArray[np.float32]:
         """What bags see (n, d) of positions with ``counts`` (n, n_genes)."""
         return self.module.profile(torch.from_numpy(counts).float().to(self.device)).cpu().numpy()
 
-    def _correction(
-        self, features: FeatureMap, bags: Bags, spots: Spots, positions: Positions, seed: int
-    ) -> SmoothResiduals:
-        """Smoothed difference between measured and predicted spots, in counts per superpixel."""
-        pool, _ = pooling(spots.xy_um, spots.pitch_um)
-        places = sparse.csc_matrix(pool @ bags.weights)
-        residuals = np.asarray(pool @ spots.counts, dtype=np.float64)
-        for rows, columns in features.blocks():
-            rates = self._rates(features, rows, columns, positions)
-            inside = features.mask[rows, columns]
-            row, column = np.nonzero(inside)
-            index = np.ravel_multi_index((row + rows.start, column + columns.start), features.mask.shape)
-            residuals -= places[:, index] @ rates[inside]
-        return SmoothResiduals.fit(_mean(pool) @ spots.xy_um, residuals / np.asarray(places.sum(1)), seed=seed)
-
-    @torch.no_grad()
-    def _rates(self, features: FeatureMap, rows: slice, columns: slice, positions: Positions) -> NDArray[np.float32]:
-        """Counts per superpixel of a block by the networks alone."""
-        rows, columns = (
-            slice(s.start, min(s.stop, size)) for s, size in zip((rows, columns), features.mask.shape, strict=True)
-        )
-        inside = features.mask[rows, columns]
-        if self.parameters.layers:
-            superpixels, attended = self._attend(features, rows, columns, positions)
-        else:
-            superpixels = self._embed(features.read(rows, columns)[inside])
-            attended = superpixels[..., :0]
-        out = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
-        with computing_in(self.dtype, self.device):
-            latent = self.module.network.read(attended, superpixels)
-        maps = self.module.objective.rate(self.module.network.loadings(latent.float()))
-        combined = maps.median(0).values if self.parameters.average == "median" else maps.mean(0)
-        out[inside] = combined.float().cpu().numpy()
-        return out
-
-    def _embed(self, vectors: NDArray[np.float32]) -> Tensor:
-        """Features (n, d_features) as the H that the network attends from, (n_models or 1, n, d)."""
-        with computing_in(self.dtype, self.device):
-            return self.module.network.embed(self._by_context(torch.from_numpy(vectors))[:, None])
-
-    def _by_context(self, vectors: Tensor) -> Tensor:
+    def by_context(self, vectors: Tensor) -> Tensor:
         """Features (n, d_features) scaled, and those of each context by itself (contexts, n, d_features / contexts)."""
         scaled = self.module.scaling(vectors.to(self.device)).to(self.dtype)
         return scaled.unflatten(-1, (len(self.parameters.context), -1)).movedim(1, 0).contiguous()
-
-    def _attend(self, features: FeatureMap, rows: slice, columns: slice, positions: Positions) -> tuple[Tensor, Tensor]:
-        """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
-        radius = self.window_um / self.pitch_um
-        windows = Windows(radius, max(1, round(_STRIDE * radius)))
-        centres, members, weight = windows.over(rows, columns, features.mask)
-        low = np.maximum((rows.start - 2 * windows.reach, columns.start - 2 * windows.reach), 0)
-        high = np.minimum((rows.stop + 2 * windows.reach, columns.stop + 2 * windows.reach), features.mask.shape)
-        field = features.read(slice(low[0], high[0]), slice(low[1], high[1]))
-        superpixels = self._embed(field.reshape(-1, field.shape[-1]))
-        place = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(members - low, -1, 0)), field.shape[:2]))
-        place, blend = place.to(self.device), torch.from_numpy(weight).to(self.device)
-        total = torch.zeros(self.parameters.n_models, superpixels.shape[1], self.parameters.d, device=self.device)
-        share = torch.zeros(superpixels.shape[1], device=self.device)
-        for first in range(0, len(centres), _WINDOWS_AT_ONCE):
-            part = slice(first, first + _WINDOWS_AT_ONCE)
-            tokens = positions.around((centres[part][:, ::-1] + 0.5) * self.pitch_um)
-            with computing_in(self.dtype, self.device):
-                attended = self.module.network.attend(
-                    torch.from_numpy(tokens)[None].to(self.device), superpixels[:, place[part]], None, blend[part] > 0
-                ).float()
-            where = place[part].flatten()
-            _add_at(total, where, (attended * blend[part][..., None]).flatten(1, 2))
-            _add_at(share[None], where, blend[part].flatten()[None])
-        inside = np.zeros(field.shape[:2], dtype=bool)
-        inside[rows.start - low[0] : rows.stop - low[0], columns.start - low[1] : columns.stop - low[1]] = (
-            features.mask[rows, columns]
-        )
-        chosen = torch.from_numpy(np.flatnonzero(inside)).to(self.device)
-        return superpixels[:, chosen], total[:, chosen] / share[chosen, None].clamp_min(1e-6)
 
 
 class Parts(nn.Module):
@@ -471,7 +387,7 @@ def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
     """
     pool, pitch_um = pooling(spots.xy_um, spots.pitch_um, at_least_um=_SMALLEST_BAG_UM, at_most=None)
     counts = np.asarray(pool @ spots.counts, dtype=np.float32)
-    pooled = Spots(_mean(pool) @ spots.xy_um, np.sqrt(pool @ spots.radius_um**2), pitch_um, counts)
+    pooled = Spots(mean_of(pool) @ spots.xy_um, np.sqrt(pool @ spots.radius_um**2), pitch_um, counts)
     return pooled, Bags(sparse.csr_matrix(pool @ bags.weights), bags.grid)
 
 
@@ -492,17 +408,6 @@ def _without_nearest(shape: tuple[int, ...], share: float) -> Tensor:
     return shown
 
 
-def _add_at(total: Tensor, where: Tensor, values: Tensor) -> None:
-    """Add values (m, k, ...) to the places ``where`` (k,) of total (m, n, ...), in the same order every time.
-
-    On a GPU ``index_add_`` adds in whatever order its threads come.
-    """
-    if total.device.type == "cpu":
-        total.index_add_(1, where, values)
-    else:
-        total.transpose(0, 1).index_put_((where,), values.transpose(0, 1), accumulate=True)
-
-
 def _training_bags(
     spots: Spots, bags: Bags, mask: NDArray[np.bool_], parameters: FitParameters
 ) -> tuple[sparse.csr_matrix, NDArray[np.float64], Bags]:
@@ -516,11 +421,6 @@ def _training_bags(
         bags = disks.within(mask)
     on_tissue = np.asarray(bags.weights.sum(1)).ravel() > 0
     return sources[on_tissue], (sources @ spots.xy_um)[on_tissue], bags.take(on_tissue)
-
-
-def _mean(sums: sparse.csr_matrix) -> sparse.csr_matrix:
-    """The matrix with rows that add up to 1."""
-    return sparse.csr_matrix(sparse.diags(1 / np.asarray(sums.sum(1)).ravel()) @ sums)
 
 
 def _within_memory(bags: Bags, seed: int) -> NDArray[np.intp]:

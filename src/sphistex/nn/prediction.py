@@ -1,0 +1,222 @@
+"""Maps of a fitted model, block by block: the latent map, and counts of some genes from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sphistex.bags import Bags
+from sphistex.nn.context import FeatureMap, Window, with_halo
+from sphistex.nn.interpolation import Interpolation
+from sphistex.nn.neighbours import Positions
+from sphistex.nn.pooling import mean_of, pooling
+from sphistex.nn.precision import computing_in
+from sphistex.nn.residuals import SmoothResiduals
+from sphistex.nn.windows import Windows
+
+if TYPE_CHECKING:
+    from sphistex.nn.resolver import Spots, SuperResolver
+
+# Distance between prediction windows in their radii: every superpixel lies in about four of them.
+_STRIDE = 0.87
+_WINDOWS_AT_ONCE = 256
+_BAGS_AT_ONCE = 256
+# Superpixels and genes whose counts are made at once: few enough to stay in the processor's cache.
+_SUPERPIXELS_AT_ONCE = 2048
+GENES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """What it takes to predict any block of a section, and any genes of it.
+
+    Parameters
+    ----------
+    model
+        The fitted model.
+    features
+        Feature map of the section with the model's context.
+    positions
+        The spots that superpixels attend to.
+    correction
+        Smoothed residuals of the spots; None without.
+    interpolation
+        What genes are mixed with that the model is not sure of; None where it is sure of all.
+    """
+
+    model: SuperResolver
+    features: FeatureMap
+    positions: Positions
+    correction: SmoothResiduals | None
+    interpolation: Interpolation | None
+
+    @classmethod
+    def of(cls, model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int) -> Mapper:
+        """Learn from the section's spots what its superpixels attend to, and what the model leaves unexplained."""
+        positions = model.positions(spots)
+        correction = interpolation = None
+        if model.parameters.residuals:
+            correction = _unexplained(model, features, bags, spots, positions, seed)
+        if (model.image_share < 1).any():
+            density = spots.counts / np.asarray(bags.weights.sum(1), dtype=np.float32)
+            interpolation = Interpolation(spots.xy_um, density, seed=seed)
+        return cls(model, features, positions, correction, interpolation)
+
+    def blocks(self) -> Iterator[Window]:
+        """Blocks of the grid that hold tissue, cut at its border."""
+        for window in self.features.blocks():
+            yield _cut(window, self.features.mask)
+
+    @torch.no_grad()
+    def latent(self, window: Window) -> Tensor:
+        """Latent map of a block's tissue, (n_models, n_superpixels, d_latent)."""
+        model = self.model
+        if model.parameters.layers:
+            superpixels, attended = self._attend(window)
+        else:
+            superpixels = self._embed(window)[:, torch.from_numpy(self.features.mask[window].ravel()).to(model.device)]
+            attended = superpixels[..., :0]
+        with computing_in(model.dtype, model.device):
+            return model.module.network.read(attended, superpixels)
+
+    @torch.no_grad()
+    def counts(self, window: Window, latent: Tensor, genes: slice) -> NDArray[np.float32]:
+        """Counts of some genes in a block's tissue (n_superpixels, n_genes), from its latent map."""
+        inside, pitch_um = self.features.mask[window], self.model.pitch_um
+        values = self._by_networks(latent, genes)
+        if self.correction is not None:
+            values += self.correction.on_lattice(*window, pitch_um, genes)[inside]
+            np.maximum(values, 0, out=values)
+        if self.interpolation is not None:
+            share = self.model.image_share[genes].astype(np.float32)
+            values *= share
+            values += (1 - share) * self.interpolation.on_lattice(*window, pitch_um, inside, genes)
+        return values
+
+    def _by_networks(self, latent: Tensor, genes: slice) -> NDArray[np.float32]:
+        """Counts per superpixel by the networks alone (n_superpixels, n_genes)."""
+        module, average = self.model.module, self.model.parameters.average
+        weight, bias = module.network.loadings.weight[..., genes], module.network.loadings.bias[..., genes]
+        chosen = torch.arange(len(self.model.genes), device=weight.device)[genes]
+        out = torch.empty(latent.shape[1], weight.shape[-1], device=latent.device)
+        for first in range(0, len(out), _SUPERPIXELS_AT_ONCE):
+            part = slice(first, first + _SUPERPIXELS_AT_ONCE)
+            maps = module.objective.rate(torch.baddbmm(bias, latent[:, part].float(), weight), chosen)
+            out[part] = maps.median(0).values if average == "median" else maps.mean(0)
+        return out.cpu().numpy()
+
+    def _embed(self, window: Window) -> Tensor:
+        """H of all superpixels of a block, row by row, (n_models or 1, n, d_features)."""
+        model, embedding = self.model, self.model.module.network.embed
+        if not embedding.parts:
+            vectors = self.features.read(*window)
+            return embedding(model.by_context(torch.from_numpy(vectors.reshape(-1, vectors.shape[-1])))[:, None])
+        radii = self.features.context
+        outer, inner = with_halo(window, max(radii), self.features.mask.shape)
+        tissue = torch.from_numpy(self.features.mask[outer]).to(model.device, torch.float32)
+        raw = torch.from_numpy(np.asarray(self.features.features[(slice(None), *outer)])).to(model.device)
+        scaling = model.module.scaling
+        mean, std = (x.unflatten(0, (len(radii), -1)) for x in (scaling.mean, scaling.std))
+        scaled = ((raw.flatten(1).T.float() - mean[0]) / std[0]).to(model.dtype)
+        parts = []
+        # The mean over surroundings is linear, as is the layer: it is taken of the layer's few outputs.
+        for radius, part, centre, spread in zip(radii, embedding.parts, mean, std, strict=True):
+            weight = part.weight * (std[0] / spread)[:, None]
+            offset = part.bias + (((mean[0] - centre) / spread) @ part.weight)[:, None]
+            wide = weight.permute(1, 0, 2).flatten(1).to(scaled.dtype)
+            product = (scaled @ wide).float().unflatten(0, tissue.shape) * tissue[..., None]
+            product = _mean_around(product, tissue, radius)[inner].flatten(0, 1)
+            parts.append(product.unflatten(-1, (len(weight), -1)).transpose(0, 1) + offset)
+        return embedding.after(torch.cat(parts, dim=-1).to(model.dtype))
+
+    def _attend(self, window: Window) -> tuple[Tensor, Tensor]:
+        """H (n_models or 1, n, d_features) of a block's tissue, and what the attention made of it (n_models, n, d)."""
+        model, mask = self.model, self.features.mask
+        windows = Windows(model.window_um / model.pitch_um, max(1, round(_STRIDE * model.window_um / model.pitch_um)))
+        centres, members, weight = windows.over(*window, mask)
+        outer, inner = with_halo(window, 2 * windows.reach, mask.shape)
+        superpixels = self._embed(outer)
+        shape = tuple(part.stop - part.start for part in outer)
+        low = np.array([part.start for part in outer])
+        place = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(members - low, -1, 0)), shape)).to(model.device)
+        blend = torch.from_numpy(weight).to(model.device)
+        total = torch.zeros(model.parameters.n_models, superpixels.shape[1], model.parameters.d, device=model.device)
+        share = torch.zeros(superpixels.shape[1], device=model.device)
+        for first in range(0, len(centres), _WINDOWS_AT_ONCE):
+            part = slice(first, first + _WINDOWS_AT_ONCE)
+            tokens = self.positions.around((centres[part][:, ::-1] + 0.5) * model.pitch_um)
+            with computing_in(model.dtype, model.device):
+                attended = model.module.network.attend(
+                    torch.from_numpy(tokens)[None].to(model.device), superpixels[:, place[part]], None, blend[part] > 0
+                ).float()
+            where = place[part].flatten()
+            _add_at(total, where, (attended * blend[part][..., None]).flatten(1, 2))
+            _add_at(share[None], where, blend[part].flatten()[None])
+        inside = np.zeros(shape, dtype=bool)
+        inside[inner] = mask[window]
+        chosen = torch.from_numpy(np.flatnonzero(inside)).to(model.device)
+        return superpixels[:, chosen], total[:, chosen] / share[chosen, None].clamp_min(1e-6)
+
+
+@torch.no_grad()
+def _unexplained(
+    model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, positions: Positions, seed: int
+) -> SmoothResiduals:
+    """Smoothed difference between measured and predicted spots, in counts per superpixel."""
+    expected = np.zeros(spots.counts.shape)
+    network, objective = model.module.network, model.module.objective
+    for first in range(0, len(expected), _BAGS_AT_ONCE):
+        part = slice(first, first + _BAGS_AT_ONCE)
+        index, weight = (
+            torch.from_numpy(x).to(model.device) for x in bags.take(np.arange(len(expected))[part]).padded()
+        )
+        instances, place = torch.unique(index, return_inverse=True)
+        vectors = model.by_context(torch.from_numpy(features.gather(instances.cpu().numpy())))
+        tokens = torch.from_numpy(positions.around(spots.xy_um[part])).to(model.device)
+        with computing_in(model.dtype, model.device):
+            latent = network(tokens[None], vectors[:, place][:, None], None, weight > 0)
+        found = objective.expected(latent, network.loadings, weight)
+        expected[part] = (found.median(0).values if model.parameters.average == "median" else found.mean(0)).cpu()
+    pool, _ = pooling(spots.xy_um, spots.pitch_um)
+    area = np.asarray((pool @ bags.weights).sum(1))
+    return SmoothResiduals.fit(mean_of(pool) @ spots.xy_um, (pool @ (spots.counts - expected)) / area, seed=seed)
+
+
+def _cut(window: Window, mask: NDArray[np.bool_]) -> Window:
+    """The part of a window that is on the grid."""
+    rows, columns = (slice(part.start, min(part.stop, size)) for part, size in zip(window, mask.shape, strict=True))
+    return rows, columns
+
+
+def _mean_around(values: Tensor, tissue: Tensor, radius: int) -> Tensor:
+    """Mean over the tissue of the (2 radius + 1)² superpixels around each; (n_rows, n_columns, c), zero elsewhere."""
+    if not radius:
+        return values
+    area = _sum_around(_sum_around(tissue, radius, 0), radius, 1).clamp_min(0.5)
+    return _sum_around(_sum_around(values, radius, 0), radius, 1) / area[..., None]
+
+
+def _sum_around(values: Tensor, radius: int, axis: int) -> Tensor:
+    """Sum over ``[i - radius, i + radius]`` along an axis, of what is there."""
+    size = values.shape[axis]
+    sums = torch.cat([torch.zeros_like(values.narrow(axis, 0, 1)), values.cumsum(axis)], dim=axis)
+    i = torch.arange(size, device=values.device)
+    last, first = (i + radius + 1).clamp_max(size), (i - radius).clamp_min(0)
+    return sums.index_select(axis, last) - sums.index_select(axis, first)
+
+
+def _add_at(total: Tensor, where: Tensor, values: Tensor) -> None:
+    """Add values (m, k, ...) to the places ``where`` (k,) of total (m, n, ...), in the same order every time.
+
+    On a GPU ``index_add_`` adds in whatever order its threads come.
+    """
+    if total.device.type == "cpu":
+        total.index_add_(1, where, values)
+    else:
+        total.transpose(0, 1).index_put_((where,), values.transpose(0, 1), accumulate=True)
