@@ -82,8 +82,8 @@ class Bags:
 
     def within(self, mask: NDArray[np.bool_]) -> Bags:
         """The same spots without the superpixels outside ``mask`` (rows, columns), such as a tissue mask."""
-        keep = sparse.diags(mask.ravel().astype(float))
-        weights = sparse.csr_matrix(self.weights @ keep)
+        weights = self.weights.copy()
+        weights.data[~mask.ravel()[weights.indices]] = 0
         weights.eliminate_zeros()
         return Bags(weights, self.grid)
 

@@ -56,6 +56,13 @@ def test_blocks_cover_the_tissue_once_and_read_the_same(section: FeatureMap, blo
     assert visits.max() == 1
 
 
+def test_places_count_the_tissue_row_by_row(section: FeatureMap) -> None:
+    order = np.full(section.mask.shape, -1)
+    order[section.mask] = np.arange(section.mask.sum())
+    for window in replace(section, block=7).blocks():
+        np.testing.assert_array_equal(section.places(window), order[window][section.mask[window]])
+
+
 def test_windows_beside_the_image_are_clipped(section: FeatureMap) -> None:
     np.testing.assert_allclose(section.read(slice(30, 60), slice(25, 60)), direct(section)[30:, 25:], atol=1e-4)
 

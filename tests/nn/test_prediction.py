@@ -23,7 +23,7 @@ def section() -> tuple[FeatureMap, Bags, Spots]:
     mask[:10, :12], mask[33:36, 20:] = False, False
     features = (rng.normal(size=(DIM, ROWS, COLUMNS)) * 0.2 + 7).astype(np.float16)
     features[:, ~mask] = 1e3
-    xy_um = np.stack(np.meshgrid(np.arange(3), np.arange(3)), -1).reshape(-1, 2) * 100.0 + 70
+    xy_um: NDArray = np.stack(np.meshgrid(np.arange(3), np.arange(3)), -1).reshape(-1, 2) * 100.0 + 70
     bags = Bags.from_disks(Grid((ROWS, COLUMNS), mpp=0.5), xy_um / 0.5, 55.0).within(mask)
     spots = Spots(xy_um, np.full(len(xy_um), 27.5), 100.0, rng.poisson(5, (len(xy_um), GENES)).astype(np.float32))
     return FeatureMap(features, mask, (0, 1, 4), block=32), bags, spots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +69,18 @@ class FeatureMap:
                 window = slice(row, row + self.block), slice(column, column + self.block)
                 if self.mask[window].any():
                     yield window
+
+    def places(self, window: Window) -> NDArray[np.int64]:
+        """Where a block's tissue superpixels stand among those of the whole map, row by row, (n_superpixels,)."""
+        rows, columns = window
+        inside = self.mask[window]
+        before = self._before_row[rows] + self.mask[rows, : columns.start].sum(1)
+        return (before[:, None] + inside.cumsum(1) - 1)[inside]
+
+    @cached_property
+    def _before_row(self) -> NDArray[np.int64]:
+        """Tissue superpixels in the rows above each row."""
+        return np.concatenate([[0], self.mask.sum(1).cumsum()[:-1]])
 
     def gather(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors of some superpixels, given by their row-major index → (n, dim)."""

@@ -257,11 +257,10 @@ class SuperResolver:
         (n_tissue_superpixels, n_genes), row by row.
         """
         mask = features.mask
-        rank = (np.cumsum(mask) - 1).reshape(mask.shape)
         out = np.empty((int(mask.sum()), len(self.genes)), dtype=np.float32)
         for window, rates in self.predict(features, bags, spots, seed=seed):
             inside = mask[window]
-            out[rank[window][inside]] = rates[inside]
+            out[features.places(window)] = rates[inside]
             on_block(int(inside.sum()))
         return out
 

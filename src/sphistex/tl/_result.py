@@ -9,6 +9,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata._core.validation import check_valid_name
 from spatialdata.models import Labels2DModel, TableModel
@@ -76,7 +77,7 @@ def add_result(
     )
 
     row, column = np.nonzero(cropped)
-    covered = np.asarray(section.bags.weights.sum(0)).ravel()[mask.ravel()]
+    covered = _covered(section.bags.weights, mask)
     region = labels_name(key_added)
     obs = pd.DataFrame(
         {
@@ -112,6 +113,14 @@ def _bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, 
     """First row and column with tissue, and one past the last."""
     spans = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
     return (int(spans[0][0]), int(spans[1][0])), (int(spans[0][-1]) + 1, int(spans[1][-1]) + 1)
+
+
+def _covered(weights: sparse.csr_matrix, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Share of each tissue superpixel that lies in spots, without an array of the size of the grid."""
+    tissue = np.flatnonzero(mask)
+    on_tissue = mask.ravel()[weights.indices]
+    place = np.searchsorted(tissue, weights.indices[on_tissue])
+    return np.bincount(place, weights.data[on_tissue], len(tissue))
 
 
 def _spatial(section: Section) -> dict[str, Any]:
