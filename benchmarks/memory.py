@@ -114,11 +114,14 @@ def slide(side: int, centres: NDArray) -> da.Array:
     def tile(block_info: Any = None) -> NDArray[np.uint8]:
         (top, bottom), (left, right) = block_info[None]["array-location"][1:]
         picture = np.full((3, bottom - top, right - left), 240, dtype=np.uint8)
+        nearest = centres.clip((left, top), (right, bottom))
+        if np.linalg.norm(nearest - centres, axis=1).min() > RADIUS_PX:
+            return picture
         rows, columns = np.arange(top, bottom)[:, None], np.arange(left, right)
         apart = np.stack([np.hypot(rows - y, columns - x) for x, y in centres]).min(0)
-        if (stained := apart < RADIUS_PX).any():
-            noise = np.random.default_rng([top, left]).integers(90, 220, (3, *stained.shape), dtype=np.uint8)
-            picture[:, stained] = noise[:, stained]
+        tissue = apart < RADIUS_PX
+        noise = np.random.default_rng([top, left]).integers(90, 220, (3, *tissue.shape), dtype=np.uint8)
+        picture[:, tissue] = noise[:, tissue]
         return picture
 
     chunks = da.core.normalize_chunks((3, TILE, TILE), (3, side, side))

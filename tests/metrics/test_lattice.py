@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from sphistex.metrics import correlation_by_scale, from_tables
-from sphistex.metrics.lattice import maps
+from sphistex.metrics import coarsen, correlation_by_scale, from_tables
+from sphistex.metrics.lattice import coarsening, maps
 
 
 @pytest.fixture
@@ -90,3 +90,13 @@ def test_a_coarser_truth_is_refused(values, mask):
     one = table(values, mask, slice(None), list("abcde"))
     with pytest.raises(ValueError, match="every 16 px, which is coarser than the superpixels of 8 px"):
         from_tables(one, one, pitch_px=8)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 8])
+@pytest.mark.parametrize("min_share", [0.5, 1.0])
+def test_coarsening_is_coarsen_on_the_superpixels_of_the_mask(factor, min_share):
+    rng = np.random.default_rng(0)
+    mask = rng.random((29, 34)) < 0.7
+    values = rng.poisson(3, (*mask.shape, 4))
+    sums, _ = coarsen(values, mask, factor, min_share=min_share)
+    np.testing.assert_allclose(coarsening(mask, factor, min_share=min_share) @ values[mask], sums)

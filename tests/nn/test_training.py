@@ -86,6 +86,13 @@ def test_rates_of_superpixels_are_learnt_from_the_sums_of_bags(layers: int) -> N
     assert min(log.validation) < log.validation[0]
 
 
+def test_all_genes_are_learnt_where_a_step_looks_at_some() -> None:
+    data, truth = planted()
+    model, _, _ = fitted(data, folds(N_BAGS, N_MODELS), epochs=80, genes_per_step=2)
+    found = rates_of(model, data).mean(0)
+    assert min(correlation(found[:, [g]], truth[:, [g]]) for g in range(N_GENES)) > 0.6
+
+
 def test_counts_that_are_held_out_never_reach_the_weights() -> None:
     data, _ = planted()
     held_out = torch.zeros(N_MODELS, N_BAGS, dtype=torch.bool)

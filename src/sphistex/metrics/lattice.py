@@ -53,6 +53,25 @@ def maps(values: Values, mask: NDArray[np.bool_], genes: slice) -> NDArray:
     return out
 
 
+def coarsening(mask: NDArray[np.bool_], factor: int, *, min_share: float = 0.5) -> sparse.csr_matrix:
+    """:func:`sphistex.metrics.coarsen` as a sparse matrix (n_blocks, n_superpixels) on the superpixels of the mask.
+
+    Examples
+    --------
+    >>> mask = np.array([[True, True, False, False], [True, True, True, False]])
+    >>> coarsening(mask, 2).toarray().astype(int).tolist()
+    [[1, 1, 1, 1, 0]]
+    """
+    n_rows, n_columns = (size // factor for size in mask.shape)
+    row, column = (place // factor for place in np.nonzero(mask))
+    complete = np.flatnonzero((row < n_rows) & (column < n_columns))
+    _, block, area = np.unique(row[complete] * n_columns + column[complete], return_inverse=True, return_counts=True)
+    counts = area >= max(min_share, 1e-9) * factor**2
+    kept, place = counts[block], np.cumsum(counts) - 1
+    entries = np.ones(int(kept.sum()), dtype=np.float32), (place[block[kept]], complete[kept])
+    return sparse.csr_matrix(entries, shape=(int(counts.sum()), len(row)))
+
+
 def blocks(
     mask: NDArray[np.bool_], genes: Sequence[str] | None, *values: Values
 ) -> Iterator[tuple[list[str], list[NDArray]]]:

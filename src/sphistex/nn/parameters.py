@@ -25,7 +25,8 @@ class FitParameters:
         ``"poisson"``: likelihood of the spots' counts, log link; ``"squares"``: the paper's squared error of scaled
         means.
     embed
-        Width to which the features are reduced first; None takes them as they are.
+        Width to which the features are reduced first, half of it for the superpixel itself and the other half for its
+        surroundings; None takes them as they are.
     layers, d, heads
         Bidirectional cross-attention; 0 layers leave the neighbouring spots out.
     residual
@@ -129,6 +130,7 @@ PRESETS = {
         learning_rate=1e-4,
         weight_decay=0.0,
         schedule=False,
+        genes_per_step=None,
         precision="float32",
         holdout=0.0,
         residuals=False,

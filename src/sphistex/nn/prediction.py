@@ -184,7 +184,7 @@ def _unexplained(
         found = objective.expected(latent, network.loadings, weight)
         expected[part] = (found.median(0).values if model.parameters.average == "median" else found.mean(0)).cpu()
     pool, _ = pooling(spots.xy_um, spots.pitch_um)
-    area = np.asarray((pool @ bags.weights).sum(1))
+    area = pool @ np.asarray(bags.weights.sum(1))
     return SmoothResiduals.fit(mean_of(pool) @ spots.xy_um, (pool @ (spots.counts - expected)) / area, seed=seed)
 
 

@@ -384,6 +384,8 @@ def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
 
     A bag of a single bin would cost as much as a spot, and hold next to no counts.
     """
+    if spots.pitch_um >= _SMALLEST_BAG_UM:
+        return spots, bags
     pool, pitch_um = pooling(spots.xy_um, spots.pitch_um, at_least_um=_SMALLEST_BAG_UM, at_most=None)
     counts = np.asarray(pool @ spots.counts, dtype=np.float32)
     pooled = Spots(mean_of(pool) @ spots.xy_um, np.sqrt(pool @ spots.radius_um**2), pitch_um, counts)

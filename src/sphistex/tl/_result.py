@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
-from spatialdata import SpatialData
+from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata._core.validation import check_valid_name
 from spatialdata.models import Labels2DModel, TableModel
 from spatialdata.transformations import Scale, Sequence, Translation
@@ -22,6 +22,8 @@ from sphistex.nn import SuperResolver
 from sphistex.tl._trust import gene_table, record_of
 
 _THUMBNAIL_PX = 2000
+# Rows of the image that are read at once for it.
+_STRIP_PX = 8192
 _INSIDE = 0.5
 
 
@@ -93,7 +95,7 @@ def add_result(
     var = section.table.var.loc[model.genes].drop(columns=trust.columns, errors="ignore").join(trust)
     table = ad.AnnData(counts if kept.all() else counts[:, kept], obs=obs, var=var[kept])
     table.obsm["spatial"] = section.grid.centres_px(row + first[0], column + first[1])
-    table.uns["spatial"] = {key_added: _spatial(section)}
+    table.uns["spatial"] = {key_added: _spatial(section, sdata.images[section.image_key])}
     table.uns[key_added] = _made_how(section, model) | {
         "features_key": features_key,
         "tissue_key": tissue_key,
@@ -120,17 +122,29 @@ def _covered(weights: sparse.csr_matrix, mask: NDArray[np.bool_]) -> NDArray[np.
     tissue = np.flatnonzero(mask)
     on_tissue = mask.ravel()[weights.indices]
     place = np.searchsorted(tissue, weights.indices[on_tissue])
-    return np.bincount(place, weights.data[on_tissue], len(tissue))
+    return np.bincount(place, weights.data[on_tissue], len(tissue)).astype(np.float64)
 
 
-def _spatial(section: Section) -> dict[str, Any]:
-    """Thumbnail and scale factors, as squidpy and scanpy expect them of Visium."""
-    factor = max(1, -(-max(section.image.sizes["y"], section.image.sizes["x"]) // _THUMBNAIL_PX))
-    pixels = da.asarray(section.image.data)
-    small = da.coarsen(np.mean, pixels, {1: factor, 2: factor}, trim_excess=True).astype(np.uint8)
+def _spatial(section: Section, element: Any) -> dict[str, Any]:
+    """Thumbnail and scale factors, as squidpy and scanpy expect them of Visium.
+
+    Of a pyramid the coarsest level that is fine enough is read.
+    """
+    levels = [section.image] if isinstance(element, DataArray) else list(get_pyramid_levels(element))
+    level = next((one for one in reversed(levels) if max(one.sizes["y"], one.sizes["x"]) >= _THUMBNAIL_PX), levels[0])
+    factor = max(1, -(-max(level.sizes["y"], level.sizes["x"]) // _THUMBNAIL_PX))
+    pixels = da.asarray(level.transpose("c", "y", "x").data)[:3]
+    strip = max(1, _STRIP_PX // factor) * factor
+    small = [
+        da.coarsen(np.mean, pixels[:, top : top + strip], {1: factor, 2: factor}, trim_excess=True)
+        .astype(np.uint8)
+        .compute()
+        for top in range(0, pixels.shape[1] // factor * factor, strip)
+    ]
+    scale = level.sizes["x"] / section.image.sizes["x"] / factor
     return {
-        "images": {"hires": np.moveaxis(small.compute(), 0, -1)},
-        "scalefactors": {"spot_diameter_fullres": float(section.grid.pitch_px), "tissue_hires_scalef": 1.0 / factor},
+        "images": {"hires": np.moveaxis(np.concatenate(small, axis=1), 0, -1)},
+        "scalefactors": {"spot_diameter_fullres": float(section.grid.pitch_px), "tissue_hires_scalef": scale},
     }
 
 

@@ -13,9 +13,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from sphistex.calibration import MIN_SPOTS, Calibration
-from sphistex.metrics import coarsen
 from sphistex.metrics.explained import AS_CHANCE, AS_INTERPOLATION
-from sphistex.metrics.lattice import blocks
+from sphistex.metrics.lattice import coarsening
 from sphistex.nn import Spots, SuperResolver
 
 FACTORS = (1, 2, 4, 8)
@@ -23,6 +22,7 @@ DROPS = (None, "chance", "interpolation")
 # A gene is trusted from the scale on at which no more than half of what varies is error.
 _TRUSTED = 0.5
 _NAMED = 8
+_GENES_AT_ONCE = 64
 _PREFIX = "held_out_"
 _ELSEWHERE = "the model was fitted to another section"
 
@@ -74,17 +74,15 @@ def _trusted_scale(
     calibration: Calibration, counts: NDArray[np.float32], mask: NDArray[np.bool_], genes: list[str]
 ) -> NDArray[np.float64]:
     """The finest scale in µm from which on each gene can be trusted; NaN where there is none (n_genes,)."""
+    coarse = {factor: coarsening(mask, factor) for factor in sorted(FACTORS, reverse=True)}
     found: list[NDArray[np.float64]] = []
-    first = 0
-    for names, (maps,) in blocks(mask, genes, counts):
-        part = calibration.take(np.arange(first, first + len(names)))
-        first += len(names)
-        trusted, good = np.full(len(names), np.nan), np.ones(len(names), dtype=bool)
-        for factor in sorted(FACTORS, reverse=True):
-            sums, _ = coarsen(maps, mask, factor)
-            if len(sums) < 2:  # wider than the tissue
+    for first in range(0, len(genes), _GENES_AT_ONCE):
+        part = calibration.take(np.arange(first, min(first + _GENES_AT_ONCE, len(genes))))
+        trusted, good = np.full(len(part.mean), np.nan), np.ones(len(part.mean), dtype=bool)
+        for factor, matrix in coarse.items():
+            if matrix.shape[0] < 2:  # wider than the tissue
                 continue
-            area = coarsen(mask.astype(float), mask, factor)[0].ravel()
+            sums, area = matrix @ counts[:, first : first + _GENES_AT_ONCE], np.asarray(matrix.sum(1)).ravel()
             good &= part.reliability(sums, area) >= _TRUSTED  # and at all coarser scales
             trusted[good] = factor * calibration.pitch_um
         found.append(trusted)
