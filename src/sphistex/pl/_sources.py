@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask.array as da
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from spatialdata import SpatialData, get_pyramid_levels
 from xarray import DataArray
 
 from sphistex._section import Section, resolve_section
+from sphistex._thumbnail import shrink
 from sphistex.pl._canvas import PANEL_PX, Window
 
 
@@ -128,12 +128,11 @@ def read_picture(sdata: SpatialData, image_key: str, window: Window, mpp: float)
     (top, bottom), (left, right) = (
         (max(0, int(start / level_mpp)), min(size, int(np.ceil(stop / level_mpp)))) for start, stop, size in spans
     )
-    pixels = da.asarray(image.transpose("c", "y", "x").data)[:3, top:bottom, left:right]
-    factor = max(1, int(wanted_um / level_mpp))
-    small = da.coarsen(np.mean, pixels, {1: factor, 2: factor}, trim_excess=True).astype(np.uint8).compute()
-    size_um = np.array(small.shape[1:]) * factor * level_mpp
+    part = image.isel(y=slice(top, bottom), x=slice(left, right))
+    small, factor = shrink(part, max(1, int(wanted_um / level_mpp)))
+    size_um = np.array(small.shape[:2]) * factor * level_mpp
     corner = left * level_mpp, top * level_mpp
-    return np.moveaxis(small, 0, -1), Window(*corner, corner[0] + size_um[1], corner[1] + size_um[0])
+    return small, Window(*corner, corner[0] + size_um[1], corner[1] + size_um[0])
 
 
 def _levels(image: Any, mpp: float) -> Iterator[tuple[DataArray, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import anndata as ad
-import dask.array as da
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -18,12 +17,11 @@ from xarray import DataArray
 
 from sphistex._section import Section
 from sphistex._store import add_element, check_free, record
+from sphistex._thumbnail import shrink
 from sphistex.nn import SuperResolver
 from sphistex.tl._trust import gene_table, record_of
 
 _THUMBNAIL_PX = 2000
-# Rows of the image that are read at once for it.
-_STRIP_PX = 8192
 _INSIDE = 0.5
 
 
@@ -133,17 +131,10 @@ def _spatial(section: Section, element: Any) -> dict[str, Any]:
     levels = [section.image] if isinstance(element, DataArray) else list(get_pyramid_levels(element))
     level = next((one for one in reversed(levels) if max(one.sizes["y"], one.sizes["x"]) >= _THUMBNAIL_PX), levels[0])
     factor = max(1, -(-max(level.sizes["y"], level.sizes["x"]) // _THUMBNAIL_PX))
-    pixels = da.asarray(level.transpose("c", "y", "x").data)[:3]
-    strip = max(1, _STRIP_PX // factor) * factor
-    small = [
-        da.coarsen(np.mean, pixels[:, top : top + strip], {1: factor, 2: factor}, trim_excess=True)
-        .astype(np.uint8)
-        .compute()
-        for top in range(0, pixels.shape[1] // factor * factor, strip)
-    ]
+    small, factor = shrink(level, factor)
     scale = level.sizes["x"] / section.image.sizes["x"] / factor
     return {
-        "images": {"hires": np.moveaxis(np.concatenate(small, axis=1), 0, -1)},
+        "images": {"hires": small},
         "scalefactors": {"spot_diameter_fullres": float(section.grid.pitch_px), "tissue_hires_scalef": scale},
     }
 
