@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n 2
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint docs clean install install-test install-dev install-doc
+.PHONY: demo test lint docs bench clean install install-test install-dev install-doc
 
 demo: install
 	$(BIN)/sphistex demo --out demo-output
@@ -20,6 +20,10 @@ lint: install-test install-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Training against the published loop, on a small section; only a gross loss of speed fails.
+bench: install
+	$(BIN)/python benchmarks/speed.py --spots-per-side 12 --d 128 --epochs 2 --at-least 3
 
 # Pages of functions that are gone would be left over.
 docs: install-doc

@@ -115,11 +115,11 @@ def slide(side: int, centres: NDArray) -> da.Array:
         (top, bottom), (left, right) = block_info[None]["array-location"][1:]
         picture = np.full((3, bottom - top, right - left), 240, dtype=np.uint8)
         nearest = centres.clip((left, top), (right, bottom))
-        if np.linalg.norm(nearest - centres, axis=1).min() > RADIUS_PX:
+        apart = np.linalg.norm(nearest - centres, axis=1)
+        if apart.min() > RADIUS_PX:
             return picture
-        rows, columns = np.arange(top, bottom)[:, None], np.arange(left, right)
-        apart = np.stack([np.hypot(rows - y, columns - x) for x, y in centres]).min(0)
-        tissue = apart < RADIUS_PX
+        x, y = centres[apart.argmin()]
+        tissue = (np.arange(top, bottom)[:, None] - y) ** 2 + (np.arange(left, right) - x) ** 2 < RADIUS_PX**2
         noise = np.random.default_rng([top, left]).integers(90, 220, (3, *tissue.shape), dtype=np.uint8)
         picture[:, tissue] = noise[:, tissue]
         return picture

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--d", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--epochs", type=int, default=3, help="epochs that are timed")
     parser.add_argument("--reach", type=int, default=0, metavar="EPOCHS", help="epochs of the published loop, once 500")
+    parser.add_argument("--at-least", type=float, help="fail if training is not this many times as fast")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     section = planted(arguments.spots_per_side, arguments.features, arguments.genes)
@@ -60,6 +61,9 @@ def main() -> None:
     print(json.dumps({"peak_rss_gib": found["peak_rss_gib"]}))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1))
+    slowest = min(row["ratio"] for row in found["training"] if row["what"] == "sphistex")
+    if arguments.at_least is not None and slowest < arguments.at_least:
+        raise SystemExit(f"training is {slowest:.1f} times as fast as the published loop, not {arguments.at_least}")
 
 
 def peaks(size: int = 2048) -> dict[str, float]:
