@@ -5,35 +5,35 @@ from __future__ import annotations
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from xarray import DataArray
 
-# Rows that are read at once.
-_STRIP_PX = 8192
-# Pixels on a side of the squares that are looked at: decoding takes long enough.
-_SAMPLES_PER_SIDE = 4
+# Rows that are read at once, and columns that are averaged at once.
+_STRIP_PX, _BLOCK_PX = 8192, 2048
 
 
-def shrink(image: DataArray, factor: int) -> tuple[NDArray[np.uint8], int]:
-    """An image made smaller by at least ``factor``: the means of squares, (y, x, 3); and by how much it was.
-
-    It is read strip by strip. Of large squares only every few pixels are looked at.
+def shrink(image: DataArray, factor: int) -> NDArray[np.uint8]:
+    """An image made smaller: the means of squares of ``factor`` pixels, (y, x, 3). It is read strip by strip.
 
     Examples
     --------
     >>> image = DataArray(np.arange(3 * 40 * 60, dtype=np.uint8).reshape(3, 40, 60), dims=("c", "y", "x"))
-    >>> small, factor = shrink(image, 9)
-    >>> small.shape, factor
-    ((4, 6, 3), 10)
+    >>> shrink(image, 10).shape
+    (4, 6, 3)
     """
-    step = max(1, factor // _SAMPLES_PER_SIDE)
-    side = -(-factor // step)
-    factor = step * side
     pixels = da.asarray(image.transpose("c", "y", "x").data)[:3]
-    strip = max(1, _STRIP_PX // factor) * factor
-    parts = [
-        da.coarsen(np.mean, pixels[:, top : top + strip : step, ::step], {1: side, 2: side}, trim_excess=True)
-        .astype(np.uint8)
-        .compute()
-        for top in range(0, max(pixels.shape[1] // factor, 1) * factor, strip)
-    ]
-    return np.moveaxis(np.concatenate(parts, axis=1), 0, -1), factor
+    height, width = (size // factor * factor for size in pixels.shape[1:])
+    strip, block = (max(1, size // factor) * factor for size in (_STRIP_PX, _BLOCK_PX))
+    parts = []
+    for top in range(0, height, strip):
+        squares = pixels[:, top : min(top + strip, height), :width].rechunk((-1, block, block))
+        chunks = tuple(
+            tuple(size // step for size in sizes)
+            for sizes, step in zip(squares.chunks, (1, factor, factor), strict=True)
+        )
+        parts.append(squares.map_blocks(_reduced, factor, chunks=chunks, dtype=np.uint8).compute())
+    return np.moveaxis(np.concatenate(parts, axis=1), 0, -1)
+
+
+def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    return np.moveaxis(np.asarray(Image.fromarray(np.moveaxis(pixels, 0, -1)).reduce(factor)), -1, 0)

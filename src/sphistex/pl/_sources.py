@@ -129,7 +129,8 @@ def read_picture(sdata: SpatialData, image_key: str, window: Window, mpp: float)
         (max(0, int(start / level_mpp)), min(size, int(np.ceil(stop / level_mpp)))) for start, stop, size in spans
     )
     part = image.isel(y=slice(top, bottom), x=slice(left, right))
-    small, factor = shrink(part, max(1, int(wanted_um / level_mpp)))
+    factor = max(1, int(wanted_um / level_mpp))
+    small = shrink(part, factor)
     size_um = np.array(small.shape[:2]) * factor * level_mpp
     corner = left * level_mpp, top * level_mpp
     return small, Window(*corner, corner[0] + size_um[1], corner[1] + size_um[0])

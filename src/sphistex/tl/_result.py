@@ -131,10 +131,9 @@ def _spatial(section: Section, element: Any) -> dict[str, Any]:
     levels = [section.image] if isinstance(element, DataArray) else list(get_pyramid_levels(element))
     level = next((one for one in reversed(levels) if max(one.sizes["y"], one.sizes["x"]) >= _THUMBNAIL_PX), levels[0])
     factor = max(1, -(-max(level.sizes["y"], level.sizes["x"]) // _THUMBNAIL_PX))
-    small, factor = shrink(level, factor)
     scale = level.sizes["x"] / section.image.sizes["x"] / factor
     return {
-        "images": {"hires": small},
+        "images": {"hires": shrink(level, factor)},
         "scalefactors": {"spot_diameter_fullres": float(section.grid.pitch_px), "tissue_hires_scalef": scale},
     }
 
