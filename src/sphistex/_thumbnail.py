@@ -27,13 +27,11 @@ def shrink(image: DataArray, factor: int) -> NDArray[np.uint8]:
     parts = []
     for top in range(0, height, strip):
         squares = pixels[:, top : min(top + strip, height), :width].rechunk((-1, block, block))
-        chunks = tuple(
-            tuple(size // step for size in sizes)
-            for sizes, step in zip(squares.chunks, (1, factor, factor), strict=True)
-        )
+        steps = zip(squares.chunks, (1, factor, factor), strict=True)
+        chunks = tuple(tuple(size // step for size in sizes) for sizes, step in steps)
         parts.append(squares.map_blocks(_reduced, factor, chunks=chunks, dtype=np.uint8).compute())
     return np.moveaxis(np.concatenate(parts, axis=1), 0, -1)
 
 
 def _reduced(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    return np.moveaxis(np.asarray(Image.fromarray(np.moveaxis(pixels, 0, -1)).reduce(factor)), -1, 0)
+    return np.stack([np.asarray(Image.fromarray(channel).reduce(factor)) for channel in pixels])
