@@ -28,6 +28,6 @@ def test_squares_are_averaged(image: DataArray, factor: int) -> None:
 
 def test_strips_and_blocks_leave_no_seam(image: DataArray, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = shrink(image, 9)
-    monkeypatch.setattr("sphistex._thumbnail._STRIP_PX", 100)
+    monkeypatch.setattr("sphistex._thumbnail._STRIP_PX", 50_000)
     monkeypatch.setattr("sphistex._thumbnail._BLOCK_PX", 40)
     np.testing.assert_array_equal(shrink(image, 9), whole)

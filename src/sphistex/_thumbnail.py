@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from xarray import DataArray
 
-# Rows that are read at once, and columns that are averaged at once.
-_STRIP_PX, _BLOCK_PX = 8192, 2048
+# Pixels of a strip that is read at once, and the side of the blocks in which it is averaged.
+_STRIP_PX, _BLOCK_PX = 2**27, 2048
 
 
 def shrink(image: DataArray, factor: int) -> NDArray[np.uint8]:
@@ -23,7 +23,7 @@ def shrink(image: DataArray, factor: int) -> NDArray[np.uint8]:
     """
     pixels = da.asarray(image.transpose("c", "y", "x").data)[:3]
     height, width = (size // factor * factor for size in pixels.shape[1:])
-    strip, block = (max(1, size // factor) * factor for size in (_STRIP_PX, _BLOCK_PX))
+    strip, block = (max(1, size // factor) * factor for size in (_STRIP_PX // max(width, 1), _BLOCK_PX))
     parts = []
     for top in range(0, height, strip):
         squares = pixels[:, top : min(top + strip, height), :width].rechunk((-1, block, block))
