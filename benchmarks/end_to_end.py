@@ -44,7 +44,7 @@ def main() -> None:
     found["of_it_fit_s"] = result.info["seconds"]
     predicted, truth, mask, genes = sx.metrics.from_tables(sdata.tables["superres"], sdata.tables["truth"])
     table = sx.metrics.correlation_by_scale(predicted, truth, mask, genes=genes, factors=(2,), statistics=("pearson",))
-    found["r_16um"] = float(table["value"].mean())
+    found["r_16um"] = float(table["pearson"].mean())
     print(json.dumps(found, indent=1))
     if arguments.out:
         sdata.write(arguments.out)
