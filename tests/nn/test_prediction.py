@@ -47,7 +47,7 @@ def test_surroundings_may_be_averaged_after_they_are_embedded(section, model, pr
     mapper = Mapper.of(exact, features, bags, spots, seed=0)
     window = slice(5, 40), slice(3, 44)
     vectors = torch.from_numpy(features.read(*window).reshape(-1, features.dim))
-    expected = exact.module.network.embed(exact.by_context(vectors).float()[:, None])
+    expected = exact.module.network.embed(exact._by_context(vectors).float()[:, None])
     found = mapper._embed(window).float()
     inside = features.mask[window].ravel()
     atol = 1e-4 if precision == "float32" else 0.05

@@ -59,7 +59,7 @@ class Mapper:
     @classmethod
     def of(cls, model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int) -> Mapper:
         """Learn from the section's spots what its superpixels attend to, and what the model leaves unexplained."""
-        positions = model.positions(spots)
+        positions = model._positions(spots)
         correction = interpolation = None
         if model.parameters.residuals:
             correction = _unexplained(model, features, bags, spots, positions, seed)
@@ -116,7 +116,7 @@ class Mapper:
         model, embedding = self.model, self.model.module.network.embed
         if not embedding.parts:
             vectors = self.features.read(*window)
-            return embedding(model.by_context(torch.from_numpy(vectors.reshape(-1, vectors.shape[-1])))[:, None])
+            return embedding(model._by_context(torch.from_numpy(vectors.reshape(-1, vectors.shape[-1])))[:, None])
         radii = self.features.context
         outer, inner = with_halo(window, max(radii), self.features.mask.shape)
         tissue = torch.from_numpy(self.features.mask[outer]).to(model.device, torch.float32)
@@ -177,7 +177,7 @@ def _unexplained(
             torch.from_numpy(x).to(model.device) for x in bags.take(np.arange(len(expected))[part]).padded()
         )
         instances, place = torch.unique(index, return_inverse=True)
-        vectors = model.by_context(torch.from_numpy(features.gather(instances.cpu().numpy())))
+        vectors = model._by_context(torch.from_numpy(features.gather(instances.cpu().numpy())))
         tokens = torch.from_numpy(positions.around(spots.xy_um[part])).to(model.device)
         with computing_in(model.dtype, model.device):
             latent = network(tokens[None], vectors[:, place][:, None], None, weight > 0)

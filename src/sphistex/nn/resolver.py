@@ -153,7 +153,7 @@ class SuperResolver:
             module.scaling.adapt(vectors)
             window_um, image_alone = float(np.median(spots.radius_um)), np.ones(len(genes))
             resolver = cls(list(genes), parameters, module.to(device), bags.grid.pitch_um, window_um, image_alone)
-            positions = resolver.positions(spots)
+            positions = resolver._positions(spots)
             nearest = positions.nearest(bags_um)
 
             def draw() -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +165,7 @@ class SuperResolver:
                 return counts.to(device), tokens.to(device), shown.to(device)
 
             data = BagData(
-                features=resolver.by_context(vectors),
+                features=resolver._by_context(vectors),
                 index=torch.from_numpy(index.reshape(weight.shape)).to(device),
                 weight=torch.from_numpy(weight).to(device),
                 counts=bag_counts.to(device),
@@ -331,7 +331,7 @@ class SuperResolver:
         self.scores = explained(held_out.expected, held_out.interpolated, held_out.counts, genes=self.genes, seed=seed)
         self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
 
-    def positions(self, spots: Spots) -> Positions:
+    def _positions(self, spots: Spots) -> Positions:
         """What bags attend to."""
         sums, pitch_um = pooling(spots.xy_um, spots.pitch_um)
         if self.parameters.spots == "enhanced":
@@ -344,7 +344,7 @@ class SuperResolver:
         """What bags see (n, d) of positions with ``counts`` (n, n_genes)."""
         return self.module.profile(torch.from_numpy(counts).float().to(self.device)).cpu().numpy()
 
-    def by_context(self, vectors: Tensor) -> Tensor:
+    def _by_context(self, vectors: Tensor) -> Tensor:
         """Features (n, d_features) scaled, and those of each context by itself (contexts, n, d_features / contexts)."""
         scaled = self.module.scaling(vectors.to(self.device)).to(self.dtype)
         return scaled.unflatten(-1, (len(self.parameters.context), -1)).movedim(1, 0).contiguous()
