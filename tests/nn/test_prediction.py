@@ -57,7 +57,7 @@ def test_surroundings_may_be_averaged_after_they_are_embedded(section, model, pr
 def test_genes_one_at_a_time_are_the_same_map(section, model) -> None:
     features, bags, spots = section
     mapper = Mapper.of(model, features, bags, spots, seed=0)
-    for window in mapper.blocks():
+    for window in features.blocks():
         latent = mapper.latent(window)
         together = mapper.counts(window, latent, slice(None))
         alone: list[NDArray] = [mapper.counts(window, latent, slice(g, g + 1)) for g in range(GENES)]

@@ -63,10 +63,11 @@ class FeatureMap:
         return np.moveaxis(np.concatenate(parts) * tissue[inner], 0, -1)
 
     def blocks(self) -> Iterator[Window]:
-        """Windows of ``block`` × ``block`` superpixels that hold tissue."""
-        for row in range(0, self.mask.shape[0], self.block):
-            for column in range(0, self.mask.shape[1], self.block):
-                window = slice(row, row + self.block), slice(column, column + self.block)
+        """Windows of ``block`` × ``block`` superpixels, less at the map's border, that hold tissue."""
+        n_rows, n_columns = self.mask.shape
+        for row in range(0, n_rows, self.block):
+            for column in range(0, n_columns, self.block):
+                window = slice(row, min(row + self.block, n_rows)), slice(column, min(column + self.block, n_columns))
                 if self.mask[window].any():
                     yield window
 
@@ -90,8 +91,11 @@ class FeatureMap:
             inside = np.flatnonzero(
                 (row >= rows.start) & (row < rows.stop) & (column >= columns.start) & (column < columns.stop)
             )
-            if len(inside):
-                out[inside] = self.read(rows, columns)[row[inside] - rows.start, column[inside] - columns.start]
+            if len(inside):  # of the block only what is wanted is read
+                down, across = row[inside], column[inside]
+                top, left = down.min(), across.min()
+                vectors = self.read(slice(top, down.max() + 1), slice(left, across.max() + 1))
+                out[inside] = vectors[down - top, across - left]
         return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,11 +66,6 @@ class Mapper:
             density = spots.counts / np.asarray(bags.weights.sum(1), dtype=np.float32)
             interpolation = Interpolation(spots.xy_um, density, seed=seed)
         return cls(model, features, positions, correction, interpolation)
-
-    def blocks(self) -> Iterator[Window]:
-        """Blocks of the grid that hold tissue, cut at its border."""
-        for window in self.features.blocks():
-            yield _cut(window, self.features.mask)
 
     @torch.no_grad()
     def latent(self, window: Window) -> Tensor:
@@ -169,29 +163,22 @@ def _unexplained(
     model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, positions: Positions, seed: int
 ) -> SmoothResiduals:
     """Smoothed difference between measured and predicted spots, in counts per superpixel."""
-    expected = np.zeros(spots.counts.shape)
+    pool, _ = pooling(spots.xy_um, spots.pitch_um)
+    residuals = np.asarray(pool @ spots.counts, dtype=np.float64)  # of places: there may be many more bins
     network, objective = model.module.network, model.module.objective
-    for first in range(0, len(expected), _BAGS_AT_ONCE):
-        part = slice(first, first + _BAGS_AT_ONCE)
-        index, weight = (
-            torch.from_numpy(x).to(model.device) for x in bags.take(np.arange(len(expected))[part]).padded()
-        )
+    for first in range(0, len(spots.counts), _BAGS_AT_ONCE):
+        part = np.arange(first, min(first + _BAGS_AT_ONCE, len(spots.counts)))
+        index, weight = (torch.from_numpy(x).to(model.device) for x in bags.take(part).padded())
         instances, place = torch.unique(index, return_inverse=True)
         vectors = model._by_context(torch.from_numpy(features.gather(instances.cpu().numpy())))
         tokens = torch.from_numpy(positions.around(spots.xy_um[part])).to(model.device)
         with computing_in(model.dtype, model.device):
             latent = network(tokens[None], vectors[:, place][:, None], None, weight > 0)
         found = objective.expected(latent, network.loadings, weight)
-        expected[part] = (found.median(0).values if model.parameters.average == "median" else found.mean(0)).cpu()
-    pool, _ = pooling(spots.xy_um, spots.pitch_um)
+        expected = found.median(0).values if model.parameters.average == "median" else found.mean(0)
+        residuals -= pool[:, part] @ expected.cpu().numpy()
     area = pool @ np.asarray(bags.weights.sum(1))
-    return SmoothResiduals.fit(mean_of(pool) @ spots.xy_um, (pool @ (spots.counts - expected)) / area, seed=seed)
-
-
-def _cut(window: Window, mask: NDArray[np.bool_]) -> Window:
-    """The part of a window that is on the grid."""
-    rows, columns = (slice(part.start, min(part.stop, size)) for part, size in zip(window, mask.shape, strict=True))
-    return rows, columns
+    return SmoothResiduals.fit(mean_of(pool) @ spots.xy_um, residuals / area, seed=seed)
 
 
 def _mean_around(values: Tensor, tissue: Tensor, radius: int) -> Tensor:

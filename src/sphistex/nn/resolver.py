@@ -226,7 +226,7 @@ class SuperResolver:
         """
         spots, bags = _pooled(spots, bags)
         mapper = Mapper.of(self, features, bags, spots, seed=seed)
-        for window in mapper.blocks():
+        for window in features.blocks():
             latent, inside = mapper.latent(window), features.mask[window]
             rates = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
             for first in range(0, len(self.genes), GENES_AT_ONCE):
