@@ -47,8 +47,10 @@ class FitParameters:
         Share of the bags that, in an epoch, are not shown the nearest spot, their own: between spots there is none.
     enhanced_bags
         Whether enhanced spots are bags as well.
-    epochs, patience, batch_size, learning_rate, weight_decay, schedule, genes_per_step
+    epochs, patience, learning_rate, weight_decay, schedule, genes_per_step
         Training; see :func:`sphistex.nn.training.train`.
+    batch_size
+        Bags per step; None: as many as suit the section, so that also of few spots an epoch takes enough steps.
     precision
         What networks compute in: ``"auto"`` is bfloat16 where the device has instructions for it; weights, sums and
         losses are float32 in any case.
@@ -81,7 +83,7 @@ class FitParameters:
     enhanced_bags: bool = False
     epochs: int = 40
     patience: int | None = 5
-    batch_size: int = 64
+    batch_size: int | None = None
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     schedule: bool = True

@@ -38,6 +38,9 @@ from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean
 _MAX_INSTANCES = 300_000
 # Bins closer than this are pooled into larger bags for training.
 _SMALLEST_BAG_UM = 16.0
+# Steps of an epoch at least, where a section has few spots: with fewer it is over before anything is learnt.
+_STEPS_PER_EPOCH = 10
+_SMALLEST_BATCH, _LARGEST_BATCH = 16, 64
 # Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
 _INSTANCES_PER_BATCH = 1000
 
@@ -182,7 +185,7 @@ class SuperResolver:
                 held_out.to(device),
                 epochs=parameters.epochs,
                 patience=parameters.patience,
-                batch_size=max(parameters.batch_size, _INSTANCES_PER_BATCH * len(weight) // train_bags.weights.nnz),
+                batch_size=parameters.batch_size or _suitable_batch(train_bags, held_out),
                 learning_rate=parameters.learning_rate,
                 weight_decay=parameters.weight_decay,
                 schedule=parameters.schedule,
@@ -429,6 +432,14 @@ def _within_memory(bags: Bags, seed: int) -> NDArray[np.intp]:
     order = np.random.default_rng(seed).permutation(len(bags.weights.indptr) - 1)
     used = np.cumsum(np.diff(bags.weights.indptr)[order]) <= _MAX_INSTANCES
     return np.sort(order[used])
+
+
+def _suitable_batch(bags: Bags, held_out: Tensor) -> int:
+    """Bags per step that suit the number and the size of the bags that a model sees."""
+    n_bags = len(bags.weights.indptr) - 1
+    n_seen = int((~held_out).sum(1).max())
+    by_steps = min(max(n_seen // _STEPS_PER_EPOCH, _SMALLEST_BATCH), _LARGEST_BATCH)
+    return max(by_steps, _INSTANCES_PER_BATCH * n_bags // bags.weights.nnz)
 
 
 def _held_out(sources: sparse.csr_matrix, parameters: FitParameters, seed: int) -> Tensor:
