@@ -26,7 +26,7 @@ import sphistex as sx
 from sphistex import encoders, metrics
 from sphistex.bench.datasets import find
 from sphistex.bench.trials import make_trials
-from sphistex.metrics.lattice import coarsening
+from sphistex.metrics.lattice import coarsening, superpixels_of
 from sphistex.nn import SuperResolver, parameters
 
 ENCODER, LEVEL, FDR, FACTORS = "efficientnet_lite0", 0.9, 0.1, (1, 2, 4, 8)
@@ -90,10 +90,17 @@ def of_simulated(seed: int) -> Iterator[Row]:
 
 def _on_lattice(result: AnnData, truth: AnnData, layer: str | None) -> tuple[NDArray[np.bool_], NDArray]:
     """The result's superpixels (rows, columns), and the truth there (n_superpixels, n_genes), row by row."""
-    _, values, mask, _ = metrics.from_tables(result, truth, layer=layer)
-    assert mask.sum() == result.n_obs  # the truth covers all of the tissue
-    inside = mask[np.ix_(mask.any(1), mask.any(0))]
-    return inside, values.toarray() if sparse.issparse(values) else np.asarray(values)
+    place = result.obs[["array_row", "array_col"]].to_numpy()
+    shape = tuple(int(size) for size in place.max(0) + 1)
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(place.T)] = True
+    made = result.uns["superres"]
+    pitch_px = made["pitch_um"] / made["mpp"]
+    xy_px = truth.obsm["spatial"] - np.asarray(made["crop"])[::-1] * pitch_px
+    inside = ((xy_px >= 0) & (xy_px < np.array(shape)[::-1] * pitch_px)).all(1)
+    values = truth[inside, result.var_names].X if layer is None else truth[inside, result.var_names].layers[layer]
+    # where the truth has no superpixel there is no tissue, and nothing is expressed
+    return mask, (superpixels_of(xy_px[inside], pitch_px, shape)[mask.ravel()] @ sparse.csr_matrix(values)).toarray()
 
 
 def _judged(factor: int, lower: NDArray, upper: NDArray, measured: NDArray, expected: NDArray) -> Row:
