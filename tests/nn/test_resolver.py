@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from scipy.interpolate import griddata
 from scipy.ndimage import gaussian_filter
 
 from sphistex.bags import Bags
 from sphistex.grid import Grid
-from sphistex.nn import PRESETS, FeatureMap, FitParameters, Spots, SuperResolver, parameters
-from sphistex.nn.resolver import _halves, _suitable_batch
+from sphistex.nn import PRESETS, FeatureMap, FitParameters, Inputs, Spots, SuperResolver, parameters
+from sphistex.nn.bagging import suitable_batch
+from sphistex.nn.resolver import _halves
 from sphistex.nn.training import folds
 
 SIDE, N_GENES = 80, 5
@@ -181,6 +181,8 @@ def test_attention_uses_the_spots(section: Section, attentive: SuperResolver) ->
     counts[changed] = counts[changed][::-1] * 5
     other = Section()
     other.spots = replace(section.spots, counts=counts)
+    # without being rescaled as another section would be
+    model = replace(model, sections=[Inputs(other.features(), other.bags, other.spots).identity])
     difference = np.abs(other.map_of(model) - before).max(-1)
     row, column = np.indices(section.grid.shape)
     distance = np.hypot(
@@ -328,14 +330,13 @@ def test_an_image_that_shows_nothing_is_not_read() -> None:
 
 @pytest.mark.parametrize("n_spots", [100, 350, 1000, 4000])
 def test_an_epoch_takes_enough_steps_whatever_the_number_of_spots(n_spots: int) -> None:
-    bags = Bags(sparse.csr_matrix(np.ones((n_spots, 49), dtype=np.float32)), Grid((7, 7), mpp=0.5))
     held_out = folds(n_spots, 3, share=0.2)
-    batch = _suitable_batch(bags, held_out)
+    batch = suitable_batch(np.ones((n_spots, 49), dtype=np.float32), held_out)
     n_seen = int((~held_out).sum(1).min())
     assert 16 <= batch <= 64
     assert -(-n_seen // batch) >= 10 or batch * 49 <= 1000
 
 
 def test_bags_of_single_bins_make_large_batches() -> None:
-    bags = Bags(sparse.identity(10_000, np.float32, "csr"), Grid((100, 100), mpp=0.5))
-    assert _suitable_batch(bags, torch.zeros(1, 10_000, dtype=torch.bool)) == 1000
+    weight = np.ones((10_000, 1), dtype=np.float32)
+    assert suitable_batch(weight, torch.zeros(1, 10_000, dtype=torch.bool)) == 1000

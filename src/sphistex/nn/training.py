@@ -30,6 +30,9 @@ class BagData:
         (n_bags, n_genes).
     spots, spot_mask
         (n_bags, n2, d_spots) tokens of each bag's neighbouring spots and (n_bags, n2), False at padding.
+    depth, section
+        (n_sections, n_genes) by what factor more counts are taken in each section, and the bags' sections (n_bags,);
+        None where there is one section.
     dtype
         What the network computes in; its weights and the losses stay float32.
     draw
@@ -42,6 +45,8 @@ class BagData:
     counts: Tensor
     spots: Tensor
     spot_mask: Tensor
+    depth: Tensor | None = None
+    section: Tensor | None = None
     dtype: torch.dtype = torch.float32
     draw: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None
     _scratch: Tensor | None = field(default=None, repr=False)
@@ -55,6 +60,10 @@ class BagData:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def depth_of(self, bags: Tensor) -> Tensor | None:
+        """Depth of the sections of some bags (..., n), (..., n, n_genes)."""
+        return None if self.depth is None or self.section is None else self.depth[self.section[bags]]
 
     def latent(self, network: HISTEX, bags: Tensor) -> Tensor:
         """Latent map of the superpixels of some bags (n,), or of others for each model (n_models, n).
@@ -155,7 +164,9 @@ def train(
         for bags in _shuffled(seen).to(device).split(batch_size, dim=1):
             genes = _drawn_genes(data.counts.shape[1], genes_per_step, device)
             latent = shown.latent(network, bags)
-            loss = objective.loss(latent, network.loadings, shown.weight[bags], shown.counts[bags], genes)
+            loss = objective.loss(
+                latent, network.loadings, shown.weight[bags], shown.counts[bags], genes, shown.depth_of(bags)
+            )
             there = bags >= 0
             loss = (loss * there).sum(1) / there.sum(1).clamp_min(1)
             optimiser.zero_grad(set_to_none=True)
@@ -206,7 +217,8 @@ def _validation(network: HISTEX, objective: Objective, data: BagData, unseen: Te
     total = torch.zeros(len(unseen), device=data.counts.device)
     for bags in unseen.split(_EVALUATION_BAGS, dim=1):
         latent = data.latent(network, bags)
-        total += (objective.loss(latent, network.loadings, data.weight[bags], data.counts[bags]) * (bags >= 0)).sum(1)
+        loss = objective.loss(latent, network.loadings, data.weight[bags], data.counts[bags], None, data.depth_of(bags))
+        total += (loss * (bags >= 0)).sum(1)
     return total / (unseen >= 0).sum(1)
 
 

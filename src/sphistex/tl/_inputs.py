@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,7 @@ from spatialdata import SpatialData
 
 from sphistex._checks import check_tissue_spots
 from sphistex._section import Section
-from sphistex.bags import Bags
-from sphistex.nn import FeatureMap, Spots
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is fitted on and predicted from; spots are those on tissue."""
-
-    features: FeatureMap
-    bags: Bags
-    spots: Spots
+from sphistex.nn import FeatureMap, Inputs, Spots
 
 
 def gather_inputs(
@@ -34,7 +23,7 @@ def gather_inputs(
     tissue_key: str,
     context: tuple[int, ...],
 ) -> Inputs:
-    """Arrays of a section whose feature map and tissue mask exist.
+    """Arrays of a section whose feature map and tissue mask exist; spots are those on tissue.
 
     Raises
     ------
@@ -56,7 +45,7 @@ def gather_inputs(
             f"{section.image_key!r} {mask.shape}: make it again with sphistex.tl.superpixel_features(overwrite=True)."
         )
     bags = section.bags.within(mask)
-    kept = spots_on_tissue(section, mask)
+    kept = spots_on_tissue(section, mask) if section.has_spots else np.zeros(0, dtype=bool)
     counts = section.table[kept, list(genes)].X
     spots = Spots(
         xy_um=section.xy_px[kept] * section.mpp,
