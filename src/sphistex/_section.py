@@ -197,6 +197,15 @@ def resolve_image(
     return image_key, image, transforms_of(sdata.images[image_key])
 
 
+def recorded_mpp(sdata: SpatialData, image_key: str | None = None) -> float | None:
+    """Microns per pixel that :func:`sphistex.io.read_image` noted of an image, if it did, for where no spots tell it.
+
+    Raises as :func:`resolve_image` does where it is not clear which image.
+    """
+    image_key = choose_image(sdata, image_key, among=None)
+    return sdata.attrs.get("sphistex", {}).get(INPUT_RECORD, {}).get(image_key, {}).get("mpp")
+
+
 def has_spots(sdata: SpatialData) -> bool:
     """Whether there are circles or bins that could be spots."""
     return any(is_spots(name, sdata.shapes[name]) for name in candidates(sdata, "shapes"))
