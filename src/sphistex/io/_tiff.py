@@ -22,6 +22,9 @@ _APERIO_MPP = re.compile(r"\bMPP\s*=\s*(\d*\.?\d+)")
 class TiffLevel:
     """One level of the first series of a TIFF file, which other processes open by its path.
 
+    It is a (c, y, x) array, if the file names these axes: of what dask has to transpose itself it asks for whole
+    chunks, but otherwise only for the part that is wanted.
+
     Parameters
     ----------
     path
@@ -34,8 +37,12 @@ class TiffLevel:
         self.path, self.level = path, level
         self._pyramid = tifffile.TiffFile(path).series[0]
         self._series = self._pyramid.levels[level]
-        self.axes = self._series.axes.lower().replace("s", "c")
-        self.shape, self.dtype, self.ndim = self._series.shape, self._series.dtype, self._series.ndim
+        stored = self._series.axes.lower().replace("s", "c")
+        self.axes = "cyx" if sorted(stored) == sorted("cyx") else stored
+        # Of each axis here, its place in the file.
+        self._order = [stored.index(axis) for axis in self.axes]
+        self.shape = tuple(self._series.shape[place] for place in self._order)
+        self.dtype, self.ndim = self._series.dtype, len(self.shape)
 
     @cached_property
     def _array(self) -> Any:
@@ -46,10 +53,12 @@ class TiffLevel:
     @property
     def chunks(self) -> tuple[int, ...]:
         """Shape of a tile, or of a single pixel where there are none."""
-        return getattr(self._array, "chunks", (1,) * self.ndim)
+        stored = getattr(self._array, "chunks", (1,) * self.ndim)
+        return tuple(stored[place] for place in self._order)
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.array(self._array[key])
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        stored = tuple(key[self._order.index(place)] for place in range(self.ndim))
+        return np.array(self._array[stored]).transpose(self._order)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _opened, (self.path, self.level, self.path.stat().st_mtime_ns)

@@ -8,7 +8,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Identity, set_transformation
+from spatialdata.transformations import Identity, Scale
 from xarray import DataArray, Dataset, DataTree
 
 from sphistex._checks import check_counts, check_rgb, check_spot_size
@@ -110,13 +110,12 @@ def _pyramid(levels: list[DataArray], channels: list[str] | None) -> DataTree:
     """Levels that exist as a multiscale element; SpatialData makes one only of levels that it computes."""
     named = {}
     for number, level in enumerate(levels):
-        full = {axis: levels[0].sizes[axis] / level.sizes[axis] for axis in ("y", "x")}
-        coords = {axis: (np.arange(level.sizes[axis]) + 0.5) * step for axis, step in full.items()}
-        named[f"scale{number}"] = Dataset({"image": level.assign_coords({"c": channels, **coords})})
-    tree = DataTree.from_dict(named)
-    set_transformation(tree, Identity(), "global")
-    Image2DModel().validate(tree)
-    return tree
+        steps = {axis: levels[0].sizes[axis] / level.sizes[axis] for axis in ("y", "x")}
+        to_global = Scale(list(steps.values()), axes=tuple(steps)) if number else Identity()
+        parsed = Image2DModel.parse(level, c_coords=channels, transformations={"global": to_global})
+        coords = {axis: (np.arange(level.sizes[axis]) + 0.5) * step for axis, step in steps.items()}
+        named[f"scale{number}"] = Dataset({"image": parsed.assign_coords(coords)})
+    return DataTree.from_dict(named)
 
 
 def spot_table(adata: AnnData, centres: NDArray[np.float64], region: str = "spots") -> AnnData:
