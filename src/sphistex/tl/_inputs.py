@@ -12,6 +12,7 @@ from spatialdata import SpatialData
 from sphistex._checks import check_tissue_spots
 from sphistex._section import Section
 from sphistex.nn import FeatureMap, Inputs, Spots
+from sphistex.tl._feature_store import check_complete
 
 
 def gather_inputs(
@@ -31,6 +32,8 @@ def gather_inputs(
         If there is no feature map or no mask of that name.
     ValueError
         If they are not on the section's grid, or too few spots lie on tissue.
+    OSError
+        If chunks of the feature map are missing or damaged on disk.
     """
     mask = tissue_of(sdata, section, tissue_key)
     if features_key not in sdata.images:
@@ -44,6 +47,7 @@ def gather_inputs(
             f"features_key={features_key!r} has {features.shape[1:]} superpixels, the grid of image "
             f"{section.image_key!r} {mask.shape}: make it again with sphistex.tl.superpixel_features(overwrite=True)."
         )
+    check_complete(sdata, features_key)
     bags = section.bags.within(mask)
     kept = spots_on_tissue(section, mask) if section.has_spots else np.zeros(0, dtype=bool)
     counts = section.table[kept, list(genes)].X
