@@ -156,13 +156,12 @@ class SuperResolver:
             positions = resolver._positions(spots)
             nearest = positions.nearest(bags_um)
 
-            def draw() -> tuple[Tensor, Tensor, Tensor]:
+            def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
                 """Two independent halves of the spots' counts: one to be explained, one to be seen."""
-                explained, seen = _halves(spots.counts)
+                explained, seen = _halves(spots.counts, generator)
                 counts = torch.from_numpy(np.asarray(sources @ explained, dtype=np.float32))
                 tokens = torch.from_numpy(nearest.tokens(resolver._profiles(positions.sums @ seen)))
-                shown = _without_nearest(nearest.index.shape, parameters.own_dropout)
-                return counts.to(device), tokens.to(device), shown.to(device)
+                return counts, tokens, _without_nearest(nearest.index.shape, parameters.own_dropout, generator)
 
             data = BagData(
                 features=resolver._by_context(vectors),
@@ -392,20 +391,20 @@ def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
     return pooled, Bags(sparse.csr_matrix(pool @ bags.weights), bags.grid)
 
 
-def _halves(counts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _halves(counts: NDArray[np.float32], generator: torch.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Counts drawn into two halves whose noise is independent, each on the scale of the whole."""
     whole = torch.from_numpy(np.floor(counts))
-    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape)).numpy()
+    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape), generator=generator).numpy()
     first += 0.5 * (counts % 1)
     first *= 2
     return first, 2 * counts - first
 
 
-def _without_nearest(shape: tuple[int, ...], share: float) -> Tensor:
+def _without_nearest(shape: tuple[int, ...], share: float, generator: torch.Generator) -> Tensor:
     """Which neighbours (n_bags, k) are shown where a share of the bags, chosen at random, is not shown the nearest."""
     shown = torch.ones(shape, dtype=torch.bool)
     if shape[1] > 1:
-        shown[:, 0] = torch.rand(shape[0]) >= share
+        shown[:, 0] = torch.rand(shape[0], generator=generator) >= share
     return shown
 
 
