@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dask.array as da
 import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
 
 from sphistex.encoders.adapters import CallableEncoder
-from sphistex.encoders.tiling import Tiling, read_window
+from sphistex.encoders.batching import Batches
+from sphistex.encoders.tiling import Tiling
+from sphistex.encoders.window import Window, read_pixels
 from sphistex.grid import Grid
 
 RNG = np.random.default_rng(0)
@@ -32,9 +36,20 @@ def encoder(function, tile_size: int, halo_px: int = 0) -> CallableEncoder:
     return CallableEncoder(encode)
 
 
+def read_window(image: Any, scale: float, corner: tuple[float, float], shape: tuple[int, int]) -> np.ndarray:
+    window = Window.of(image.shape, scale, corner, shape)
+    return window.resampled(read_pixels(window.of_image(image)))
+
+
 def feature_map(
-    image: np.ndarray, mpp: float, tiling: Tiling, chunk: int, tissue: np.ndarray | None = None
+    image: np.ndarray,
+    mpp: float,
+    tiling: Tiling,
+    chunk: int,
+    tissue: np.ndarray | None = None,
+    batch_size: int | None = None,
 ) -> np.ndarray:
+    batches = Batches(tiling.encoder, batch_size)
     grid = Grid.over_image(image.shape[1:], mpp)
     tissue = np.ones(grid.shape, bool) if tissue is None else tissue
     out = np.full((tiling.encoder.dim, *grid.shape), np.nan)
@@ -42,7 +57,9 @@ def feature_map(
         for left in range(0, grid.shape[1], chunk):
             rows, columns = (slice(a, min(a + chunk, n)) for a, n in zip((top, left), grid.shape, strict=True))
             block = tiling.block(rows, columns, tissue)
-            out[:, rows, columns] = tiling.encode(tiling.read(image, mpp, block), block, tissue) if block.tiles else 0
+            window = tiling.window(image.shape, mpp, block)
+            tiles = tiling.cut(window.resampled(window.of_image(image)), block) if block.tiles else []
+            out[:, rows, columns] = tiling.join(batches(tiles), block, tissue)
     return out
 
 
@@ -105,9 +122,8 @@ def test_batches_hold_at_most_that_many_tiles() -> None:
         sizes.append(len(tiles))
         return mean_colour(tiles)
 
-    feature_map(
-        RNG.integers(0, 256, (3, 640, 640), dtype=np.uint8), 0.5, Tiling.of(encoder(counting, 160), batch_size=3), 40
-    )
+    image = RNG.integers(0, 256, (3, 640, 640), dtype=np.uint8)
+    feature_map(image, 0.5, Tiling.of(encoder(counting, 160)), 40, batch_size=3)
     assert sizes[1:] == [3, 3, 3, 3, 3, 1]
 
 

@@ -14,14 +14,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from anndata import AnnData
 from spatialdata import SpatialData, get_extent, read_zarr
 from spatialdata.models import Image2DModel, Labels2DModel
 from spatialdata.transformations import Affine, Identity, get_transformation
 
+from sphistex.encoders.adapters import CallableEncoder
+from sphistex.encoders.tiling import Tiling
+from sphistex.grid import Grid
 from sphistex.io import from_spots
 from sphistex.settings import settings
+from sphistex.tl import _feature_store as store
+from sphistex.tl._chunks import ChunkRecord
+from sphistex.tl._encoding import fill
+from sphistex.tl._feature_store import prepare
 from sphistex.tl.features import superpixel_features
 
 RNG = np.random.default_rng(0)
@@ -272,7 +280,7 @@ def test_killed_in_the_middle_the_next_run_does_nothing_twice(tmp_path: Path) ->
         time.sleep(0.1)
         os.kill(process.pid, signal.SIGKILL)
     (work,) = (entry for entry in tmp_path.iterdir() if entry.name.startswith(".s.zarr.images-superpixel_features-"))
-    done = (work / "done.txt").read_text().splitlines()
+    done = next(work.rglob("done.txt")).read_text().splitlines()
     assert 3 <= len(done) <= 5
     assert set(read_zarr(path).images) == {"he"}
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -300,6 +308,97 @@ def test_chunks_are_files_of_their_own(tmp_path: Path, colours: np.ndarray) -> N
     assert not others, "a single scale"
     assert array.chunks == (3, 64, 64)
     assert array.shards is None
+
+
+def test_several_copies_of_an_encoder_make_the_same_map_and_share_the_work(tmp_path: Path, colours: np.ndarray) -> None:
+    copies = [MeanColour(), MeanColour(), MeanColour()]
+    sdata = section(colours)
+    grid, tissue = Grid.over_image((1600, 1120), 0.5), np.ones((100, 70), bool)
+    maps = []
+    for used in (copies[:1], copies[1:]):
+        encoders = [CallableEncoder(copy) for copy in used]
+        made = prepare(tmp_path / f"{len(used)}.zarr", "map", grid, {"dim": 3}, {}, beside=None)
+        assert fill(made, sdata.images["he"].data, grid, Tiling.of(encoders[0]), tissue, copies=encoders) == 4
+        maps.append(ChunkRecord(made).array[:])
+    np.testing.assert_array_equal(maps[0], maps[1])
+    np.testing.assert_array_equal(maps[0], colours)
+    assert copies[1].calls > 0
+    assert copies[2].calls > 0
+
+
+class LimitedMemory(MeanColour):
+    """Holds two tiles."""
+
+    tile_size = 64
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        if len(tiles) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(tiles)
+
+
+def test_out_of_memory_costs_one_warning(colours: np.ndarray) -> None:
+    sdata = section(colours)
+    with pytest.warns(UserWarning, match="ran out of memory with 9 tiles at once and gets 2 from now on") as caught:
+        superpixel_features(sdata, encoder=LimitedMemory(), labels_key=None, mpp=0.5, batch_size=9)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "garbled"])
+@pytest.mark.parametrize("backed", [True, False])
+def test_damaged_chunks_are_made_again(tmp_path: Path, colours: np.ndarray, backed: bool, damage: str) -> None:
+    sdata, encoder = section(colours, tmp_path / "s.zarr" if backed else None), MeanColour()
+    superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    (chunk,) = tmp_path.rglob("superpixel_features/*/c/0/1/0")
+    content = chunk.read_bytes()
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(content[:50] if damage == "truncated" else content[:-9] + bytes(9))
+    calls = encoder.calls
+    with pytest.warns(UserWarning, match="1 chunks of images.*damaged or missing.*made again"):
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    assert encoder.calls == calls + 2, "a call to learn the dimension, and the chunk"
+    assert chunk.read_bytes() == content
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
+
+
+def test_what_an_interrupted_run_left_damaged_is_made_again(tmp_path: Path) -> None:
+    colours = RNG.integers(1, 256, (3, 100, 70), dtype=np.uint8)
+    path, encoder = tmp_path / "s.zarr", MeanColour()
+    sdata = section(colours, path)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(store, "put_in_place", stop)
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    (work,) = (entry for entry in tmp_path.iterdir() if entry != path)
+    next(work.rglob("c/0/1/0")).write_bytes(b"")
+    next(work.rglob("c/0/0/0")).unlink()
+    calls = encoder.calls
+    superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    assert encoder.calls == calls + 3
+    np.testing.assert_array_equal(read_zarr(path).images["superpixel_features"], colours)
+
+
+def test_a_chunk_of_zeros_has_no_file_and_is_not_taken_for_lost(tmp_path: Path) -> None:
+    sdata, encoder = section(np.zeros((3, 30, 30), np.uint8), tmp_path / "s.zarr"), MeanColour()
+    superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    assert encoder.calls == 1 + 1, "the chunk, and twice a call to learn the dimension"
+    store.check_complete(sdata, "superpixel_features")
+
+
+def test_a_map_that_lost_chunks_is_not_read_as_zeros(tmp_path: Path, colours: np.ndarray) -> None:
+    sdata = section(colours, tmp_path / "s.zarr")
+    superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+    store.check_complete(sdata, "superpixel_features")
+    next(tmp_path.rglob("superpixel_features/*/c/0/1/0")).unlink()
+    with pytest.raises(OSError, match=r"1 of 4, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
+        store.check_complete(sdata, "superpixel_features")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from sphistex.encoders.base import SUPERPIXEL_UM, autocast, resolve_device
+from sphistex.encoders.base import SUPERPIXEL_UM, autocast, resolve_device, to_host
 
 
 class CallableEncoder:
@@ -84,7 +85,7 @@ class DenseEncoder:
         self.revision = str(getattr(model, "revision", None) or _source_hash(type(model)))
         self.dim = int(self(np.zeros((1, self.tile_size, self.tile_size, 3), np.uint8)).shape[-1])
 
-    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.floating]:
         """Tokens (n, h / patch, w / patch, dim) of RGB tiles (n, h, w, 3)."""
         rows, columns = (side // self.patch_size for side in tiles.shape[1:3])
         with torch.inference_mode(), autocast(self.device):
@@ -99,7 +100,11 @@ class DenseEncoder:
                 f"encoder={self.name!r} gave {tokens.shape[1]} tokens for tiles of {self.tile_size} px with patches of "
                 f"{self.patch_size} px, which are {rows} × {columns}"
             )
-        return torch.as_tensor(tokens).float().cpu().numpy().reshape(len(tiles), rows, columns, -1)
+        return to_host(torch.as_tensor(tokens)).reshape(len(tiles), rows, columns, -1)
+
+    def on(self, device: str) -> DenseEncoder:
+        """The same encoder on another device."""
+        return DenseEncoder(copy.deepcopy(self._model), device=device)
 
 
 def _source_hash(thing: Any) -> str:

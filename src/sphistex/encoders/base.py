@@ -59,6 +59,32 @@ def resolve_device(device: str = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def replicas(encoder: Encoder) -> list[Encoder]:
+    """The encoder and, if its device is just ``"cuda"``, copies of it on the other GPUs of this machine."""
+    device = getattr(encoder, "device", None)
+    if device != torch.device("cuda") or not hasattr(encoder, "on"):
+        return [encoder]
+    return [encoder, *(encoder.on(f"cuda:{number}") for number in range(1, torch.cuda.device_count()))]
+
+
+def to_device(tiles: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """Tiles on a device, copied while it is still busy where it is a GPU."""
+    pixels = torch.from_numpy(np.ascontiguousarray(tiles))
+    if device.type == "cuda":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
+def to_host(tokens: torch.Tensor) -> NDArray[np.floating]:
+    """Tokens as an array; from a GPU in float16, as they are kept, because that takes half the time."""
+    if tokens.device.type == "cpu":
+        return tokens.float().numpy()
+    limit = torch.finfo(torch.float16).max
+    tokens = torch.where(tokens.isinf(), tokens, tokens.clamp(-limit, limit)).half()
+    host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=tokens.is_cuda)
+    return host.copy_(tokens).numpy()
+
+
 def autocast(device: torch.device) -> AbstractContextManager:
     """Mixed precision on a GPU (bfloat16 where it has it), full precision on the CPU."""
     bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()

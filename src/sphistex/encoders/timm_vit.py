@@ -11,7 +11,7 @@ import timm
 import torch
 from numpy.typing import NDArray
 
-from sphistex.encoders.base import SUPERPIXEL_UM, autocast, resolve_device
+from sphistex.encoders.base import SUPERPIXEL_UM, autocast, resolve_device, to_device, to_host
 
 UNI_HUB_ID = "MahmoodLab/UNI"
 UNI_FILE = "pytorch_model.bin"
@@ -65,6 +65,16 @@ class TimmViT:
         std: tuple[float, float, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        self._made_with = {
+            "model_name": model_name,
+            "name": name,
+            "weights": weights,
+            "device": device,
+            "tile_size": tile_size,
+            "mean": mean,
+            "std": std,
+            **kwargs,
+        }
         self.name = name or f"timm:{model_name}"
         if weights is not None and not Path(weights).is_file():
             raise FileNotFoundError(f"weights={str(weights)!r}: no such file")
@@ -88,14 +98,26 @@ class TimmViT:
             for values in (mean or config["mean"], std or config["std"])
         )
 
-    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.floating]:
         """Tokens (n, h / patch, w / patch, dim) of RGB tiles (n, h, w, 3)."""
         rows, columns = (side // self.patch_size for side in tiles.shape[1:3])
         with torch.inference_mode(), autocast(self.device):
-            pixels = torch.tensor(tiles, device=self.device).permute(0, 3, 1, 2)
+            pixels = to_device(tiles, self.device).permute(0, 3, 1, 2)
             tokens = self._net.forward_features((pixels.float() / 255 - self._mean) / self._std)
-            patches = tokens[:, self._net.num_prefix_tokens :].float().cpu().numpy()
+            patches = to_host(tokens[:, self._net.num_prefix_tokens :])
         return patches.reshape(len(tiles), rows, columns, self.dim)
+
+    def on(self, device: str) -> TimmViT:
+        """The same encoder on another device."""
+        return _again(self._made_with | {"device": device, "revision": self.revision})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Made again from its name and weights: a worker may have another device, and weights are large to send.
+        return _again, (self._made_with | {"revision": self.revision},)
+
+
+def _again(arguments: dict[str, Any]) -> TimmViT:
+    return TimmViT(**arguments)
 
 
 def uni(*, weights: str | Path | None = None, device: str = "auto") -> TimmViT:

@@ -14,6 +14,7 @@ from sphistex._checks import check_tissue_spots
 from sphistex._section import Section
 from sphistex.bags import Bags
 from sphistex.nn import FeatureMap, Spots
+from sphistex.tl._feature_store import check_complete
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def gather_inputs(
         If there is no feature map or no mask of that name.
     ValueError
         If they are not on the section's grid, or too few spots lie on tissue.
+    OSError
+        If chunks of the feature map are missing or damaged on disk.
     """
     mask = tissue_of(sdata, section, tissue_key)
     if features_key not in sdata.images:
@@ -55,6 +58,7 @@ def gather_inputs(
             f"features_key={features_key!r} has {features.shape[1:]} superpixels, the grid of image "
             f"{section.image_key!r} {mask.shape}: make it again with sphistex.tl.superpixel_features(overwrite=True)."
         )
+    check_complete(sdata, features_key)
     bags = section.bags.within(mask)
     kept = spots_on_tissue(section, mask)
     counts = section.table[kept, list(genes)].X

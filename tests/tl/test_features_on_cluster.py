@@ -1,0 +1,99 @@
+"""Feature maps made by two worker processes are those made here, also when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from spatialdata import SpatialData, read_zarr
+from spatialdata.models import Image2DModel
+
+from sphistex.settings import settings
+from sphistex.tl.features import superpixel_features
+
+# The workers cannot import this file.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+COLOURS = np.random.default_rng(0).integers(1, 256, (3, 130, 150), dtype=np.uint8)  # nine chunks
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[LocalCluster]:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path) -> Iterator[None]:
+    before = settings.cache_dir, settings.progress
+    settings.cache_dir, settings.progress = tmp_path / "cache", False
+    yield
+    settings.cache_dir, settings.progress = before
+
+
+class Watched:
+    """Mean colours, which note in a folder which process looked at which chunk; on one chunk the first one dies."""
+
+    name, revision, tile_size, halo_px = "watched", "1", 1024, 0
+
+    def __init__(self, folder: Path, *, deadly: bool = False) -> None:
+        self.folder, self.deadly = folder, deadly
+        folder.mkdir()
+
+    def __call__(self, tiles: np.ndarray) -> np.ndarray:
+        tokens = tiles.reshape(len(tiles), 64, 16, 64, 16, 3).mean((2, 4))
+        flag = self.folder / "died"
+        if self.deadly and (tokens[0, 0, 0] == COLOURS[:, 64, 64]).all() and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if tiles.any():
+            (self.folder / f"{os.getpid()}").touch()
+        return tokens
+
+
+def on_disk(folder: Path) -> SpatialData:
+    image = Image2DModel.parse(COLOURS.repeat(16, 1).repeat(16, 2), dims=("c", "y", "x"), chunks=(3, 512, 512))
+    SpatialData(images={"he": image}).write(folder / "s.zarr")
+    return read_zarr(folder / "s.zarr")
+
+
+def in_memory(folder: Path) -> SpatialData:
+    return SpatialData(images={"he": Image2DModel.parse(COLOURS.repeat(16, 1).repeat(16, 2), dims=("c", "y", "x"))})
+
+
+@pytest.mark.parametrize("make", [on_disk, in_memory])
+def test_workers_make_the_same_map(tmp_path: Path, cluster: LocalCluster, make) -> None:
+    sdata, encoder = make(tmp_path), Watched(tmp_path / "log")
+    with Client(cluster):
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], COLOURS)
+    assert str(os.getpid()) not in os.listdir(tmp_path / "log")
+
+
+def test_built_in_encoder(tmp_path: Path, cluster: LocalCluster) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (3, 1100, 300), dtype=np.uint8)
+    sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"))})
+    arguments: dict[str, Any] = {"encoder": "efficientnet_lite0", "labels_key": None, "mpp": 0.5, "device": "cpu"}
+    with Client(cluster):
+        superpixel_features(sdata, key_added="there", **arguments)
+    superpixel_features(sdata, key_added="here", **arguments)
+    np.testing.assert_array_equal(sdata.images["there"], sdata.images["here"])
+
+
+def test_a_worker_that_dies_is_replaced_and_nothing_is_done_twice(tmp_path: Path, cluster: LocalCluster) -> None:
+    sdata, encoder = on_disk(tmp_path), Watched(tmp_path / "log", deadly=True)
+    with Client(cluster):
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    assert (tmp_path / "log/died").exists()
+    np.testing.assert_array_equal(read_zarr(tmp_path / "s.zarr").images["superpixel_features"], COLOURS)
+    (record,) = tmp_path.rglob("done.txt")
+    chunks = [tuple(line.split()[:2]) for line in record.read_text().splitlines()]
+    assert sorted(chunks) == [(str(row), str(column)) for row in range(3) for column in range(3)]
