@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import shapely
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -111,6 +112,11 @@ class Section(Spots):
     table_key: str
     table: AnnData
 
+    @property
+    def has_spots(self) -> bool:
+        """False of an image alone."""
+        return len(self.xy_px) > 0
+
 
 def resolve_section(
     sdata: SpatialData,
@@ -195,6 +201,40 @@ def resolve_image(
     if image.chunks is None:
         image = image.chunk()
     return image_key, image, transforms_of(sdata.images[image_key])
+
+
+def image_alone(sdata: SpatialData, genes: Sequence[str], *, image_key: str | None, mpp: float) -> Section:
+    """A section of which there is only the image: without spots, and with an empty table of ``genes``.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`resolve_image`, and if ``mpp``, the microns per image pixel, makes no sense.
+    """
+    check_mpp(mpp)
+    image_key, image, transforms = resolve_image(sdata, image_key=image_key)
+    none = np.zeros(0)
+    table = AnnData(np.zeros((0, len(genes)), dtype=np.float32), var=pd.DataFrame(index=list(genes)))
+    return Section(
+        image_key=image_key,
+        shapes_key="",
+        table_key="",
+        coordinate_system="",
+        image=image,
+        image_transforms=transforms,
+        table=table,
+        xy_px=none.reshape(0, 2),
+        radius_px=none,
+        outlines_px=None,
+        mpp=mpp,
+        pitch_um=np.inf,
+    )
+
+
+def check_mpp(mpp: float) -> None:
+    """Refuse microns per pixel that no microscope's image has."""
+    if not 0 < mpp < 100:
+        raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
 
 
 def has_spots(sdata: SpatialData) -> bool:

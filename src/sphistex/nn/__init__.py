@@ -3,8 +3,9 @@
 from sphistex.nn.attention import BCA, CrossAttention
 from sphistex.nn.context import FeatureMap
 from sphistex.nn.histex import HISTEX
+from sphistex.nn.inputs import Inputs, Spots
 from sphistex.nn.parameters import PRESETS, FitParameters, parameters
-from sphistex.nn.resolver import Spots, SuperResolver
+from sphistex.nn.resolver import SuperResolver
 
 __all__ = [
     "BCA",
@@ -13,6 +14,7 @@ __all__ = [
     "CrossAttention",
     "FeatureMap",
     "FitParameters",
+    "Inputs",
     "Spots",
     "SuperResolver",
     "parameters",

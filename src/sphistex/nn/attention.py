@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from sphistex.nn.layers import FeedForward, Linear
 
+# Score of what is hidden: its share is nothing beside what is not.
+_HIDDEN = -1e4
+
 
 class CrossAttention(nn.Module):
     """Multi-head attention CA(Q, K, V) = concat_h softmax(Q_h K_hᵀ / √d_h) V_h W (eq. 6–7).
@@ -46,7 +49,8 @@ class CrossAttention(nn.Module):
         context
             (n_models or 1, n_bags, n_key, d_key).
         mask
-            (n_bags, n_key), or one for each model, False where ``context`` is padding.
+            (n_bags, n_key), or one for each model, False where ``context`` is padding. Where a bag has nothing to
+            attend to, also without any ``context`` (n_key = 0), the output is the bias of the last layer.
 
         Returns
         -------
@@ -84,7 +88,10 @@ class CrossAttention(nn.Module):
     def _share(self, score: Tensor, d_head: int, mask: Tensor | None) -> Tensor:
         """How much of each key a query sees, (n_models, n_bags, n_query, heads, n_key)."""
         score = score * d_head**-0.5
-        return (score if mask is None else score.masked_fill(~mask, -torch.inf)).softmax(-1)
+        if mask is None:
+            return score.softmax(-1)
+        # finite, and hidden once more, so that a bag in which all is hidden sees nothing instead of NaN
+        return score.masked_fill(~mask, _HIDDEN).softmax(-1) * mask
 
 
 class BCA(nn.Module):

@@ -91,7 +91,7 @@ def predict_held_out(
     held_out
         (n_models, n_bags), True where a model has not seen a bag; a bag is left out by one model at most.
     xy_um
-        Centres of the bags (n_bags, 2).
+        Centres of the bags (n_bags, 2), those of different sections far apart from each other.
     residuals
         Whether smoothed residuals belong to the prediction.
     seed
@@ -114,8 +114,9 @@ def predict_held_out(
             rest = (counts - everywhere[model]) / size
             expected[mine] += size[unseen[mine]] * left_out(xy_um, rest, unseen[mine], seed=seed)
     density = counts / size
-    mean = density.mean(0)
-    interpolated = size[unseen] * (mean + left_out(xy_um, density - mean, unseen, seed=seed))
+    section = np.zeros(len(size), dtype=int) if data.section is None else data.section.cpu().numpy()
+    mean = np.stack([density[section == one].mean(0) for one in range(section.max() + 1)])[section]
+    interpolated = size[unseen] * (mean[unseen] + left_out(xy_um, density - mean, unseen, seed=seed))
     return HeldOut(area[unseen], counts[unseen], np.maximum(expected, 0), np.maximum(interpolated, 0))
 
 
@@ -126,7 +127,9 @@ def _expected(
     """Counts of some bags by every model, seeing the spots that are ``shown``, (n_models, n_bags, n_genes)."""
     data = replace(data, spot_mask=shown)
     parts = [
-        objective.expected(data.latent(network, some), network.loadings, data.weight[some]).cpu().numpy()
+        objective.expected(data.latent(network, some), network.loadings, data.weight[some], None, data.depth_of(some))
+        .cpu()
+        .numpy()
         for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE)
     ]
     return np.concatenate(parts, axis=1).astype(np.float64)

@@ -9,6 +9,8 @@ loss takes the latent map and the last layer, and keeps the bags' sums.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -52,13 +54,28 @@ class PoissonCounts(nn.Module):
         """Expected counts per superpixel, the shape of ``output`` (..., n_genes)."""
         return _of_genes(self.mean_rate, genes) * output.clamp(-_MAX_LOG_FOLD, _MAX_LOG_FOLD).exp()
 
-    def expected(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None) -> Tensor:
+    def at_depth(self, depth: Tensor) -> PoissonCounts:
+        """The same where more counts of each gene are taken by a factor (n_genes,)."""
+        other = copy.deepcopy(self)
+        other.mean_rate *= depth
+        return other
+
+    def expected(
+        self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None, depth: Tensor | None = None
+    ) -> Tensor:
         """Expected counts of each bag (n_models, n_bags, n_genes); arguments as in :meth:`loss`."""
         total = _SumOfExponentials.apply(latent, *_of(loadings, genes), weight)
-        return total * _of_genes(self.mean_rate, genes)
+        total = total * _of_genes(self.mean_rate, genes)
+        return total if depth is None else total * _of_genes(depth, genes)
 
     def loss(
-        self, latent: Tensor, loadings: Linear, weight: Tensor, counts: Tensor, genes: Tensor | None = None
+        self,
+        latent: Tensor,
+        loadings: Linear,
+        weight: Tensor,
+        counts: Tensor,
+        genes: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> Tensor:
         """Negative log-likelihood of each bag, less what no model can change.
 
@@ -74,12 +91,15 @@ class PoissonCounts(nn.Module):
             (n_bags, n_genes), or one for each model.
         genes
             Indices of those to look at; None for all. The loss is about the same then.
+        depth
+            By what factor more counts of each gene are taken in a bag, shaped as ``counts``; None where in none.
 
         Returns
         -------
         (n_models, n_bags), averaged over genes.
         """
-        expected, gene_weight = self.expected(latent, loadings, weight, genes), _of_genes(self.gene_weight, genes)
+        expected = self.expected(latent, loadings, weight, genes, depth)
+        gene_weight = _of_genes(self.gene_weight, genes)
         loss = expected - _of_genes(counts, genes) * (expected + 1e-8).log()
         return (loss * (gene_weight / gene_weight.sum())).sum(-1)
 
@@ -111,16 +131,34 @@ class ScaledSquares(nn.Module):
         """Expected counts per superpixel, the shape of ``output`` (..., n_genes)."""
         return (_of_genes(self.low, genes) + _of_genes(self.span, genes) * self.scaled(output)) / self.area
 
-    def expected(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None) -> Tensor:
+    def at_depth(self, depth: Tensor) -> ScaledSquares:
+        """The same where more counts of each gene are taken by a factor (n_genes,)."""
+        other = copy.deepcopy(self)
+        other.low *= depth
+        other.span *= depth
+        return other
+
+    def expected(
+        self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None = None, depth: Tensor | None = None
+    ) -> Tensor:
         """Expected counts of each bag (n_models, n_bags, n_genes); arguments as in :class:`PoissonCounts`."""
         low, span = _of_genes(self.low, genes), _of_genes(self.span, genes)
-        return (low + span * self._mean(latent, loadings, weight, genes)) * (weight.sum(-1, keepdim=True) / self.area)
+        total = low + span * self._mean(latent, loadings, weight, genes)
+        total = total * (weight.sum(-1, keepdim=True) / self.area)
+        return total if depth is None else total * _of_genes(depth, genes)
 
     def loss(
-        self, latent: Tensor, loadings: Linear, weight: Tensor, counts: Tensor, genes: Tensor | None = None
+        self,
+        latent: Tensor,
+        loadings: Linear,
+        weight: Tensor,
+        counts: Tensor,
+        genes: Tensor | None = None,
+        depth: Tensor | None = None,
     ) -> Tensor:
         """Squared error of each bag (n_models, n_bags), averaged over genes; arguments as in :class:`PoissonCounts`."""
-        target = (_of_genes(counts, genes) - _of_genes(self.low, genes)) / _of_genes(self.span, genes)
+        counts = _of_genes(counts, genes) if depth is None else _of_genes(counts, genes) / _of_genes(depth, genes)
+        target = (counts - _of_genes(self.low, genes)) / _of_genes(self.span, genes)
         return ((self._mean(latent, loadings, weight, genes) - target) ** 2).mean(-1)
 
     def _mean(self, latent: Tensor, loadings: Linear, weight: Tensor, genes: Tensor | None) -> Tensor:

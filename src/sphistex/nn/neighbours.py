@@ -37,7 +37,9 @@ class Positions:
     def nearest(self, centres_um: NDArray[np.floating]) -> Neighbours:
         """Those nearest to bags with ``centres_um`` (n_bags, 2)."""
         k = min(self.k, len(self.xy_um))
-        index = np.asarray(KDTree(self.xy_um).query(centres_um, k=k)[1]).reshape(len(centres_um), k)
+        index = np.zeros((len(centres_um), k), dtype=np.intp)
+        if k:
+            index[:] = np.asarray(KDTree(self.xy_um).query(centres_um, k=k)[1]).reshape(index.shape)
         if self.pitch_um is None:
             return Neighbours(index, np.zeros((*index.shape, 0), dtype=np.float32))
         return Neighbours(index, _place((self.xy_um[index] - centres_um[:, None]) / self.pitch_um))

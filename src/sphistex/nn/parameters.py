@@ -45,6 +45,9 @@ class FitParameters:
         half. Without, as published, it is given its own answer.
     own_dropout
         Share of the bags that, in an epoch, are not shown the nearest spot, their own: between spots there is none.
+    spotless
+        Share of the bags, of those without their own, that are shown no spot at all: a model for sections of which
+        there is only the image has to know what to do without.
     enhanced_bags
         Whether enhanced spots are bags as well.
     epochs, patience, batch_size, learning_rate, weight_decay, schedule, genes_per_step
@@ -78,6 +81,7 @@ class FitParameters:
     profile: Literal["components", "scaled"] = "components"
     thinned: bool = True
     own_dropout: float = 0.2
+    spotless: float = 0.0
     enhanced_bags: bool = False
     epochs: int = 40
     patience: int | None = 5
@@ -123,6 +127,7 @@ PRESETS = {
         profile="scaled",
         thinned=False,
         own_dropout=0.0,
+        spotless=0.0,
         enhanced_bags=True,
         epochs=500,
         patience=None,
@@ -168,7 +173,7 @@ def parameters(preset: str = "default", **changes: Any) -> FitParameters:
             raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least {least}.")
     if not chosen.learning_rate > 0:
         raise ValueError(f"learning_rate={chosen.learning_rate!r} must be positive.")
-    for name in ("dropout", "own_dropout", "holdout"):
+    for name in ("dropout", "own_dropout", "spotless", "holdout"):
         if not 0 <= getattr(chosen, name) < 1:
             raise ValueError(f"{name}={getattr(chosen, name)!r} must be at least 0 and below 1.")
     if not chosen.context or min(chosen.context) < 0:

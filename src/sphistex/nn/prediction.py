@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sphistex.bags import Bags
 from sphistex.nn.context import FeatureMap, Window, with_halo
+from sphistex.nn.inputs import Inputs, Spots
 from sphistex.nn.interpolation import Interpolation
 from sphistex.nn.neighbours import Positions
 from sphistex.nn.pooling import mean_of, pooling
@@ -20,7 +21,7 @@ from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.windows import Windows
 
 if TYPE_CHECKING:
-    from sphistex.nn.resolver import Spots, SuperResolver
+    from sphistex.nn.resolver import SuperResolver
 
 # Distance between prediction windows in their radii: every superpixel lies in about four of them.
 _STRIDE = 0.87
@@ -38,7 +39,7 @@ class Mapper:
     Parameters
     ----------
     model
-        The fitted model.
+        The fitted model, scaled for the section.
     features
         Feature map of the section with the model's context.
     positions
@@ -57,9 +58,17 @@ class Mapper:
 
     @classmethod
     def of(cls, model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int) -> Mapper:
-        """Learn from the section's spots what its superpixels attend to, and what the model leaves unexplained."""
+        """Learn from the section's spots what its superpixels attend to, and what the model leaves unexplained.
+
+        Of a section without spots the model is all there is.
+        """
+        section = Inputs(features, bags, spots)
+        model, section = model.at(section, seed=seed), section.pooled
+        spots, bags = section.spots, section.bags
         positions = model._positions(spots)
         correction = interpolation = None
+        if not len(spots):
+            return cls(replace(model, image_share=np.ones(len(model.genes))), features, positions, None, None)
         if model.parameters.residuals:
             correction = _unexplained(model, features, bags, spots, positions, seed)
         if (model.image_share < 1).any():

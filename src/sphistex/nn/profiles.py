@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +17,14 @@ class LogProfiles(nn.Module):
     target: Tensor
     mean: Tensor
     loadings: Tensor
+    depth: Tensor
 
     def __init__(self, counts: Tensor, n_components: int = 20) -> None:
         super().__init__()
         n_components = min(n_components, *counts.shape)
         self.register_buffer("target", counts.sum(1).median().clamp_min(1.0))
         self.register_buffer("mean", torch.zeros(counts.shape[1]).to(counts))
+        self.register_buffer("depth", torch.ones(counts.shape[1]).to(counts))
         log = self._log(counts)
         self.mean.copy_(log.mean(0))
         scale = log.std(0).clamp_min(0.1)
@@ -31,8 +35,15 @@ class LogProfiles(nn.Module):
 
     def forward(self, counts: Tensor) -> Tensor:
         """Counts (n, n_genes) → tokens (n, n_components + 1)."""
+        counts = counts / self.depth
         size = torch.log((counts.sum(1, keepdim=True) + 1) / self.target)
         return torch.cat([(self._log(counts) - self.mean) @ self.loadings, size], dim=1)
+
+    def at_depth(self, depth: Tensor) -> LogProfiles:
+        """The same where more counts of each gene are taken by a factor (n_genes,)."""
+        other = copy.deepcopy(self)
+        other.depth *= depth
+        return other
 
     def _log(self, counts: Tensor) -> Tensor:
         return torch.log1p(counts / counts.sum(1, keepdim=True).clamp_min(1.0) * self.target)
@@ -53,6 +64,13 @@ class MinMaxProfiles(nn.Module):
     def forward(self, counts: Tensor) -> Tensor:
         """Counts (n, n_genes) → tokens (n, n_genes)."""
         return (counts - self.low) / self.span
+
+    def at_depth(self, depth: Tensor) -> MinMaxProfiles:
+        """The same where more counts of each gene are taken by a factor (n_genes,)."""
+        other = copy.deepcopy(self)
+        other.low *= depth
+        other.span *= depth
+        return other
 
 
 Profile = LogProfiles | MinMaxProfiles

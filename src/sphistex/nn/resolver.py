@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,53 +15,29 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy import sparse
 from torch import Tensor, nn
 
 from sphistex.bags import Bags
 from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.lattice import enhancement_matrix
 from sphistex.metrics.explained import explained
+from sphistex.nn.bagging import TrainingBags, far_apart, padded, side_by_side, training_bags
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.held_out import HeldOut, predict_held_out
 from sphistex.nn.histex import HISTEX
+from sphistex.nn.inputs import Inputs, Spots
 from sphistex.nn.mil import OBJECTIVES, Objective
-from sphistex.nn.neighbours import Positions
+from sphistex.nn.neighbours import Neighbours, Positions
 from sphistex.nn.parameters import FitParameters
 from sphistex.nn.pooling import PLACE_UM, mean_of, pooling
 from sphistex.nn.precision import fastest_dtype
 from sphistex.nn.prediction import GENES_AT_ONCE, Mapper
 from sphistex.nn.profiles import PROFILES, Profile
-from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
+from sphistex.nn.scaling import Scaling, density, depth, sampled
+from sphistex.nn.training import BagData, TrainingLog, initialise_at_mean, train
 
-# Superpixels that a model is trained on at most, so that their features fit in memory whatever the section's size.
-_MAX_INSTANCES = 300_000
-# Bins closer than this are pooled into larger bags for training.
-_SMALLEST_BAG_UM = 16.0
 # Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
 _INSTANCES_PER_BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Spots:
-    """Measured spots of a section.
-
-    Parameters
-    ----------
-    xy_um
-        Centres (n_spots, 2) in µm from the image's top-left corner, x first.
-    radius_um
-        Radii (n_spots,).
-    pitch_um
-        Distance between neighbours.
-    counts
-        Raw counts (n_spots, n_genes).
-    """
-
-    xy_um: NDArray[np.float64]
-    radius_um: NDArray[np.float64]
-    pitch_um: float
-    counts: NDArray[np.float32]
 
 
 @dataclass
@@ -77,7 +53,7 @@ class SuperResolver:
     parameters
         How it was fitted.
     module
-        Networks, objective, spot profiles and feature scaling, with all fitted numbers.
+        Networks, objective, spot profiles and the scaling of each section, with all fitted numbers.
     pitch_um
         Side of a superpixel.
     window_um
@@ -85,6 +61,8 @@ class SuperResolver:
     image_share
         Share of the network, with its residuals, in the map of each gene (n_genes,); the rest is
         interpolation of the spots.
+    sections
+        ``identity`` of each section that it was fitted to, see :class:`sphistex.nn.Inputs`.
     encoder
         Which features it expects: ``encoder``, ``revision``, ``dim`` and how they were made.
     info
@@ -102,6 +80,7 @@ class SuperResolver:
     pitch_um: float
     window_um: float
     image_share: NDArray[np.float64]
+    sections: list[str] = field(default_factory=list)
     encoder: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
     scores: pd.DataFrame | None = None
@@ -130,6 +109,33 @@ class SuperResolver:
             The spots as bags of tissue superpixels.
         spots
             The same spots with their counts of ``genes``.
+        genes, parameters, seed, device, on_epoch
+            As in :meth:`fit_sections`.
+        """
+        section = Inputs(features, bags, spots)
+        return cls.fit_sections([section], genes, parameters, seed=seed, device=device, on_epoch=on_epoch)
+
+    @classmethod
+    def fit_sections(
+        cls,
+        sections: Sequence[Inputs],
+        genes: Sequence[str],
+        parameters: FitParameters,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_epoch: Callable[[int, float, float], None] = lambda epoch, train, validation: None,
+    ) -> SuperResolver:
+        """Fit one model to the spots of all sections.
+
+        Every section has its own scaling of the features and its own depth of each gene, and its bags see its own
+        spots only.
+
+        Parameters
+        ----------
+        sections
+            With features that have the parameters' context, spots at about the same distance, and their counts of
+            ``genes``.
         genes, parameters
             What to predict and how to fit.
         seed, device
@@ -137,43 +143,57 @@ class SuperResolver:
         on_epoch
             Called with (epoch, training loss, validation loss).
         """
-        spots, bags = _pooled(spots, bags)
-        sources, bags_um, train_bags = _training_bags(spots, bags, features.mask, parameters)
-        chosen = _within_memory(train_bags, seed)
-        train_bags, sources, bags_um = train_bags.take(chosen), sources[chosen], bags_um[chosen]
-        index, weight = train_bags.padded()
-        instances, index = np.unique(index, return_inverse=True)
-        vectors = torch.from_numpy(features.gather(instances))
-        places, _ = pooling(spots.xy_um, spots.pitch_um)
-        counts = torch.from_numpy(np.asarray(places @ spots.counts, dtype=np.float32))
-        bag_counts = torch.from_numpy(np.asarray(sources @ spots.counts, dtype=np.float32))
+        known = [section.identity for section in sections]
+        sections = [section.pooled for section in sections]
+        bags = training_bags(sections, parameters, seed)
+        vectors = [
+            torch.from_numpy(section.features.gather(one.instances))
+            for section, one in zip(sections, bags, strict=True)
+        ]
+        average = density(sections)
+        depths = [depth(section, average) for section in sections]
+        index, weight = side_by_side(bags)
+        bag_counts = _float(
+            np.concatenate([one.sources @ x.spots.counts for one, x in zip(bags, sections, strict=True)])
+        )
+        places = [
+            pooling(x.spots.xy_um, x.spots.pitch_um)[0] @ x.spots.counts / y
+            for x, y in zip(sections, depths, strict=True)
+        ]
         with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
             torch.manual_seed(seed)
-            module = _build(parameters, vectors.shape[1], counts, bag_counts, torch.from_numpy(weight).sum(1))
-            module.scaling.adapt(vectors)
-            window_um, image_alone = float(np.median(spots.radius_um)), np.ones(len(genes))
-            resolver = cls(list(genes), parameters, module.to(device), bags.grid.pitch_um, window_um, image_alone)
-            positions = resolver._positions(spots)
-            nearest = positions.nearest(bags_um)
+            areas = torch.from_numpy(weight).sum(1)
+            module = _build(parameters, vectors[0].shape[1], _float(np.concatenate(places)), bag_counts, areas, average)
+            module.scalings = nn.ModuleList(Scaling.of(x, y) for x, y in zip(vectors, depths, strict=True))
+            window_um = float(np.median(np.concatenate([section.spots.radius_um for section in sections])))
+            pitch_um, image_alone = sections[0].bags.grid.pitch_um, np.ones(len(genes))
+            resolver = cls(list(genes), parameters, module.to(device), pitch_um, window_um, image_alone, known)
+            scaled = [resolver._scaled(module.scaling_of(number)) for number in range(len(sections))]
+            seen = [_Seen.by(*each) for each in zip(scaled, sections, bags, strict=True)]
+            there = padded([np.ones(one.nearest.index.shape, dtype=bool) for one in seen])
 
             def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
                 """Two independent halves of the spots' counts: one to be explained, one to be seen."""
-                explained, seen = _halves(spots.counts, generator)
-                counts = torch.from_numpy(np.asarray(sources @ explained, dtype=np.float32))
-                tokens = torch.from_numpy(nearest.tokens(resolver._profiles(positions.sums @ seen)))
-                return counts, tokens, _without_nearest(nearest.index.shape, parameters.own_dropout, generator)
+                counts, tokens = zip(*(one.halves(generator) for one in seen), strict=True)
+                shown = _without_some(torch.from_numpy(there), parameters, generator)
+                return _float(np.concatenate(counts)), _float(padded(tokens)), shown
 
             data = BagData(
-                features=resolver._by_context(vectors),
-                index=torch.from_numpy(index.reshape(weight.shape)).to(device),
+                # unscaled, each is let go at once
+                features=torch.cat([model._by_context(vectors.pop(0)) for model in scaled], dim=1),
+                index=torch.from_numpy(index).to(device),
                 weight=torch.from_numpy(weight).to(device),
                 counts=bag_counts.to(device),
-                spots=torch.from_numpy(nearest.tokens(positions.profiles)).to(device),
-                spot_mask=torch.ones(nearest.index.shape, dtype=torch.bool, device=device),
+                spots=_float(padded([one.tokens() for one in seen])).to(device),
+                spot_mask=torch.from_numpy(there).to(device),
                 dtype=resolver.dtype,
                 draw=draw if parameters.thinned and parameters.layers else None,
             )
-            held_out = _held_out(sources, parameters, seed)
+            if len(sections) > 1:
+                data.depth = torch.stack([module.scaling_of(number).depth for number in range(len(sections))])
+                sizes = torch.tensor([len(one) for one in bags])
+                data.section = torch.arange(len(bags)).repeat_interleave(sizes).to(device)
+            held_out = torch.cat([one.held_out for one in bags], dim=1)
             log = train(
                 module.network,
                 module.objective,
@@ -181,7 +201,7 @@ class SuperResolver:
                 held_out.to(device),
                 epochs=parameters.epochs,
                 patience=parameters.patience,
-                batch_size=max(parameters.batch_size, _INSTANCES_PER_BATCH * len(weight) // train_bags.weights.nnz),
+                batch_size=max(parameters.batch_size, _INSTANCES_PER_BATCH * len(weight) // int((weight > 0).sum())),
                 learning_rate=parameters.learning_rate,
                 weight_decay=parameters.weight_decay,
                 schedule=parameters.schedule,
@@ -190,7 +210,8 @@ class SuperResolver:
                 on_epoch=on_epoch,
             )
             # where every place is measured, or bags are made of others, none is unseen by leaving one out
-            left_out = held_out.any(0) & (spots.pitch_um >= PLACE_UM and parameters.spots == "measured")
+            closest_um = min(section.spots.pitch_um for section in sections)
+            left_out = held_out.any(0) & (closest_um >= PLACE_UM and parameters.spots == "measured")
             if left_out.sum() >= MIN_SPOTS:
                 resolver._judge(
                     predict_held_out(
@@ -198,7 +219,7 @@ class SuperResolver:
                         module.objective,
                         data,
                         held_out.numpy(),
-                        bags_um,
+                        far_apart(bags),
                         residuals=parameters.residuals,
                         seed=seed,
                     ),
@@ -206,6 +227,25 @@ class SuperResolver:
                 )
         resolver.info = _provenance(log, seed, device) | {"n_left_out": int(left_out.sum())}
         return resolver
+
+    def at(self, section: Inputs, *, seed: int = 0) -> SuperResolver:
+        """The model for one section, which predicts at its depth, from features that are scaled as its own are.
+
+        Parameters
+        ----------
+        section
+            One that the model was fitted to; or another one of the same tissue. Of that the scaling is learnt from its
+            spots; without spots, from its features alone, and the depth is that of all sections of the fit together.
+        seed
+            Of the superpixels that are looked at for the scaling of another section.
+        """
+        if section.identity in self.sections:
+            scaling = self.module.scaling_of(self.sections.index(section.identity))
+        else:
+            pooled = section.pooled
+            of_genes = depth(pooled, self.module.average.cpu().numpy())
+            scaling = Scaling.of(sampled(pooled, seed), of_genes).to(self.device)
+        return replace(self._scaled(scaling), sections=[section.identity])
 
     def predict(
         self, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int = 0
@@ -215,7 +255,7 @@ class SuperResolver:
         Parameters
         ----------
         features, bags, spots
-            As in :meth:`fit`, of the section to predict.
+            As in :meth:`fit`, of the section to predict; there may be no spots.
         seed
             Of the choice of the residuals' length scale, where there are very many spots.
 
@@ -223,7 +263,6 @@ class SuperResolver:
         ------
         A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
         """
-        spots, bags = _pooled(spots, bags)
         mapper = Mapper.of(self, features, bags, spots, seed=seed)
         for window in features.blocks():
             latent, inside = mapper.latent(window), features.mask[window]
@@ -279,6 +318,7 @@ class SuperResolver:
             "scores": None if self.scores is None else self.scores.to_dict("list"),
             "calibration": None if self.calibration is None else self.calibration.to_json(),
             "image_share": self.image_share.tolist(),
+            "sections": self.sections,
         }
         (path / "model.json").write_text(json.dumps(header, indent=1))
 
@@ -303,10 +343,11 @@ class SuperResolver:
         header["image_share"] = np.array(header["image_share"])
         header["calibration"] = None if calibration is None else Calibration.from_json(calibration)
         state = load_file(path / "model.safetensors")
-        d_features = len(state["scaling.mean"])
+        d_features, n_genes = len(state["scalings.0.mean"]), len(header["genes"])
         n_spots = state["profile.loadings"].shape[1] if "profile.loadings" in state else 1
-        blank = torch.zeros(n_spots, len(header["genes"]))
-        module = _build(parameters, d_features, blank, blank, torch.ones(n_spots))
+        blank = torch.zeros(n_spots, n_genes)
+        module = _build(parameters, d_features, blank, blank, torch.ones(n_spots), np.zeros(n_genes))
+        module.scalings = nn.ModuleList(Scaling(d_features, n_genes) for _ in header["sections"])
         module.load_state_dict(state)
         return cls(parameters=parameters, module=module.to(device).eval(), **header)
 
@@ -330,6 +371,17 @@ class SuperResolver:
         self.scores = explained(held_out.expected, held_out.interpolated, held_out.counts, genes=self.genes, seed=seed)
         self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
 
+    def _scaled(self, scaling: Scaling) -> SuperResolver:
+        """The model as if it had been fitted to this section alone; networks are shared."""
+        by = scaling.depth
+        parts = self.module
+        module = Parts(parts.network, parts.objective.at_depth(by), parts.profile.at_depth(by), parts.average * by)
+        module.scalings = nn.ModuleList([scaling.at_same_depth()])
+        calibration = self.calibration
+        if calibration is not None:
+            calibration = replace(calibration, mean=calibration.mean * by.cpu().numpy())
+        return replace(self, module=module, calibration=calibration)
+
     def _positions(self, spots: Spots) -> Positions:
         """What bags attend to."""
         sums, pitch_um = pooling(spots.xy_um, spots.pitch_um)
@@ -350,45 +402,56 @@ class SuperResolver:
 
 
 class Parts(nn.Module):
-    """Everything with fitted numbers, so that it moves between devices and is saved as one."""
+    """Everything with fitted numbers, so that it moves between devices and is saved as one.
 
-    def __init__(self, network: HISTEX, objective: Objective, profile: Profile, scaling: Standardise) -> None:
-        super().__init__()
-        self.network, self.objective, self.profile, self.scaling = network, objective, profile, scaling
-
-
-class Standardise(nn.Module):
-    """Features with mean 0 and standard deviation 1 over the training superpixels."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, d_features: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(d_features))
-        self.register_buffer("std", torch.ones(d_features))
-
-    def adapt(self, vectors: Tensor) -> None:
-        """Take mean and standard deviation from (n, d_features)."""
-        self.mean.copy_(vectors.mean(0))
-        self.std.copy_(vectors.std(0).clamp_min(1e-4))
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(..., d_features) → the same shape."""
-        return (vectors - self.mean) / self.std
-
-
-def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
-    """Spots and bags, with bins that are much smaller than spots pooled.
-
-    A bag of a single bin would cost as much as a spot, and hold next to no counts.
+    ``scalings`` has one for each section; ``average`` are the mean counts per superpixel at a depth of 1 (n_genes,).
     """
-    if spots.pitch_um >= _SMALLEST_BAG_UM:
-        return spots, bags
-    pool, pitch_um = pooling(spots.xy_um, spots.pitch_um, at_least_um=_SMALLEST_BAG_UM, at_most=None)
-    counts = np.asarray(pool @ spots.counts, dtype=np.float32)
-    pooled = Spots(mean_of(pool) @ spots.xy_um, np.sqrt(pool @ spots.radius_um**2), pitch_um, counts)
-    return pooled, Bags(sparse.csr_matrix(pool @ bags.weights), bags.grid)
+
+    average: Tensor
+
+    def __init__(self, network: HISTEX, objective: Objective, profile: Profile, average: Tensor) -> None:
+        super().__init__()
+        self.network, self.objective, self.profile = network, objective, profile
+        self.scalings = nn.ModuleList()
+        self.register_buffer("average", average)
+
+    @property
+    def scaling(self) -> Scaling:
+        """That of the only section, or of the one that the model has been scaled for."""
+        return self.scaling_of(0)
+
+    def scaling_of(self, number: int) -> Scaling:
+        """That of a section."""
+        scaling = self.scalings[number]
+        assert isinstance(scaling, Scaling)
+        return scaling
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the bags of a section see of its spots while training."""
+
+    model: SuperResolver
+    spots: Spots
+    bags: TrainingBags
+    positions: Positions
+    nearest: Neighbours
+
+    @classmethod
+    def by(cls, model: SuperResolver, section: Inputs, bags: TrainingBags) -> _Seen:
+        """With the model scaled for the section."""
+        positions = model._positions(section.spots)
+        return cls(model, section.spots, bags, positions, positions.nearest(bags.xy_um))
+
+    def tokens(self) -> NDArray[np.float32]:
+        """All of it, (n_bags, k, d_spots)."""
+        return self.nearest.tokens(self.positions.profiles)
+
+    def halves(self, generator: torch.Generator) -> tuple[NDArray[np.floating], NDArray[np.float32]]:
+        """Counts of the bags (n_bags, n_genes) from one half of the spots' counts, and tokens from the other."""
+        explained, seen = _halves(self.spots.counts, generator)
+        tokens = self.nearest.tokens(self.model._profiles(self.positions.sums @ seen))
+        return self.bags.sources @ explained, tokens
 
 
 def _halves(counts: NDArray[np.float32], generator: torch.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -400,47 +463,28 @@ def _halves(counts: NDArray[np.float32], generator: torch.Generator) -> tuple[ND
     return first, 2 * counts - first
 
 
-def _without_nearest(shape: tuple[int, ...], share: float, generator: torch.Generator) -> Tensor:
-    """Which neighbours (n_bags, k) are shown where a share of the bags, chosen at random, is not shown the nearest."""
-    shown = torch.ones(shape, dtype=torch.bool)
-    if shape[1] > 1:
-        shown[:, 0] = torch.rand(shape[0], generator=generator) >= share
+def _without_some(there: Tensor, parameters: FitParameters, generator: torch.Generator) -> Tensor:
+    """Which of the neighbours that are ``there`` (n_bags, k) are shown: of some bags not the nearest, of some none."""
+    shown, chance = there.clone(), torch.rand(len(there), generator=generator)
+    if shown.shape[1] > 1:
+        shown[:, 0] &= chance >= parameters.own_dropout
+    shown[chance < parameters.spotless] = False
     return shown
 
 
-def _training_bags(
-    spots: Spots, bags: Bags, mask: NDArray[np.bool_], parameters: FitParameters
-) -> tuple[sparse.csr_matrix, NDArray[np.float64], Bags]:
-    """Which measured spots each bag on tissue is the mean of, the bags' centres in µm, and the bags."""
-    sources = sparse.identity(len(spots.xy_um), format="csr")
-    if parameters.enhanced_bags:
-        sources = enhancement_matrix(spots.xy_um, spots.pitch_um)
-        disks = Bags.from_disks(
-            bags.grid, sources @ spots.xy_um / bags.grid.mpp, sources @ spots.radius_um / bags.grid.mpp
-        )
-        bags = disks.within(mask)
-    on_tissue = np.asarray(bags.weights.sum(1)).ravel() > 0
-    return sources[on_tissue], (sources @ spots.xy_um)[on_tissue], bags.take(on_tissue)
+def _float(values: NDArray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def _within_memory(bags: Bags, seed: int) -> NDArray[np.intp]:
-    """As many of the bags, chosen at random, as there is memory for their superpixels; in order."""
-    order = np.random.default_rng(seed).permutation(len(bags.weights.indptr) - 1)
-    used = np.cumsum(np.diff(bags.weights.indptr)[order]) <= _MAX_INSTANCES
-    return np.sort(order[used])
-
-
-def _held_out(sources: sparse.csr_matrix, parameters: FitParameters, seed: int) -> Tensor:
-    """Bags that each model does not see: held-out spots, and what was made from them."""
-    n_bags, n_spots = sources.shape
-    if not parameters.holdout:
-        return torch.zeros(parameters.n_models, n_bags, dtype=torch.bool)
-    spots = folds(n_spots, parameters.n_models, share=parameters.holdout, seed=seed).numpy()
-    return torch.from_numpy(np.asarray((sources @ spots.T) > 0).T.copy())
-
-
-def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_counts: Tensor, areas: Tensor) -> Parts:
-    """All parts with fitted numbers, before training."""
+def _build(
+    parameters: FitParameters,
+    d_features: int,
+    counts: Tensor,
+    bag_counts: Tensor,
+    areas: Tensor,
+    average: NDArray[np.floating],
+) -> Parts:
+    """All parts with fitted numbers, before training, but for the scaling of the sections."""
     profile = PROFILES[parameters.profile](counts)
     d_spots = profile(counts[:1]).shape[1] + (4 if parameters.profile == "components" else 0)
     network = HISTEX(
@@ -460,7 +504,7 @@ def _build(parameters: FitParameters, d_features: int, counts: Tensor, bag_count
     )
     if parameters.objective == "poisson":
         initialise_at_mean(network)
-    return Parts(network, OBJECTIVES[parameters.objective](bag_counts, areas), profile, Standardise(d_features))
+    return Parts(network, OBJECTIVES[parameters.objective](bag_counts, areas), profile, _float(average))
 
 
 def _provenance(log: TrainingLog, seed: int, device: torch.device | str) -> dict[str, Any]:

@@ -39,6 +39,9 @@ class BagData:
         (n_bags, n_genes).
     spots, spot_mask
         (n_bags, n2, d_spots) tokens of each bag's neighbouring spots and (n_bags, n2), False at padding.
+    depth, section
+        (n_sections, n_genes) by what factor more counts are taken in each section, and the bags' sections (n_bags,);
+        None where there is one section.
     dtype
         What the network computes in; its weights and the losses stay float32.
     draw
@@ -51,6 +54,8 @@ class BagData:
     counts: Tensor
     spots: Tensor
     spot_mask: Tensor
+    depth: Tensor | None = None
+    section: Tensor | None = None
     dtype: torch.dtype = torch.float32
     draw: Callable[[torch.Generator], tuple[Tensor, Tensor, Tensor]] | None = None
     _scratch: Tensor | None = field(default=None, repr=False)
@@ -64,6 +69,10 @@ class BagData:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def depth_of(self, bags: Tensor) -> Tensor | None:
+        """Depth of the sections of some bags (..., n), (..., n, n_genes)."""
+        return None if self.depth is None or self.section is None else self.depth[self.section[bags]]
 
     def latent(self, network: HISTEX, bags: Tensor) -> Tensor:
         """Latent map of the superpixels of some bags (n,), or of others for each model (n_models, n).
@@ -306,7 +315,8 @@ def _gradient(
     n_bags = _how_many(portions).clamp_min(1)
     for bags in portions:
         latent = data.latent(network, bags)
-        loss = objective.loss(latent, network.loadings, data.weight[bags], data.counts[bags], genes)
+        counts, depth = data.counts[bags], data.depth_of(bags)
+        loss = objective.loss(latent, network.loadings, data.weight[bags], counts, genes, depth)
         loss = (loss * (bags >= 0)).sum(1) / n_bags
         # the models share nothing, so that the sum of their losses trains each on its own
         loss.sum().backward()
@@ -320,7 +330,9 @@ def _validation(network: HISTEX, objective: Objective, data: BagData, portions: 
     total = torch.zeros(network.n_models, device=data.counts.device)
     for bags in portions:
         latent = data.latent(network, bags)
-        total += (objective.loss(latent, network.loadings, data.weight[bags], data.counts[bags]) * (bags >= 0)).sum(1)
+        counts, depth = data.counts[bags], data.depth_of(bags)
+        loss = objective.loss(latent, network.loadings, data.weight[bags], counts, None, depth)
+        total += (loss * (bags >= 0)).sum(1)
     return total / _how_many(portions)
 
 

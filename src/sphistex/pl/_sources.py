@@ -15,7 +15,7 @@ from scipy import sparse
 from spatialdata import SpatialData, get_pyramid_levels
 from xarray import DataArray
 
-from sphistex._section import Section, resolve_section
+from sphistex._section import Section, image_alone, resolve_section
 from sphistex._thumbnail import shrink
 from sphistex.pl._canvas import PANEL_PX, Window
 
@@ -86,7 +86,9 @@ def find_table(sdata: SpatialData, argument: str, name: str) -> AnnData:
 
 
 def find_section(sdata: SpatialData, made: dict[str, Any]) -> Section:
-    """The image, spots and counts that a result was made from."""
+    """The image, and where there are any the spots and counts, that a result was made from."""
+    if not made.get("spots", True):
+        return image_alone(sdata, [], image_key=made["section"]["image_key"], mpp=float(made["mpp"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what there is to say was said when the result was made
         return resolve_section(sdata, mpp=float(made["mpp"]), **made["section"])

@@ -95,6 +95,8 @@ def expression(
     if true is not None:
         check_genes(true, str(truth), names)
     section = find_section(sdata, made)
+    if not section.has_spots:
+        raise ValueError(f"key={key!r}: there are no spots beside which the prediction could be drawn, only an image")
     check_genes(section.table, section.table_key, names)
     lattice = Lattice.of(table, made)
     window = lattice.window.padded(_MARGIN) if crop_um is None else _crop(crop_um)

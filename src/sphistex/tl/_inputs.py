@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,8 @@ from spatialdata import SpatialData
 
 from sphistex._checks import check_tissue_spots
 from sphistex._section import Section
-from sphistex.bags import Bags
-from sphistex.nn import FeatureMap, Spots
+from sphistex.nn import FeatureMap, Inputs, Spots
 from sphistex.tl._feature_store import check_complete
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is fitted on and predicted from; spots are those on tissue."""
-
-    features: FeatureMap
-    bags: Bags
-    spots: Spots
 
 
 def gather_inputs(
@@ -35,7 +24,7 @@ def gather_inputs(
     tissue_key: str,
     context: tuple[int, ...],
 ) -> Inputs:
-    """Arrays of a section whose feature map and tissue mask exist.
+    """Arrays of a section whose feature map and tissue mask exist; spots are those on tissue.
 
     Raises
     ------
@@ -60,7 +49,7 @@ def gather_inputs(
         )
     check_complete(sdata, features_key)
     bags = section.bags.within(mask)
-    kept = spots_on_tissue(section, mask)
+    kept = spots_on_tissue(section, mask) if section.has_spots else np.zeros(0, dtype=bool)
     counts = section.table[kept, list(genes)].X
     spots = Spots(
         xy_um=section.xy_px[kept] * section.mpp,

@@ -104,7 +104,8 @@ def add_result(
     }
     table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
     overwrite = overwrite or _interrupted(sdata, key_added)
-    record(sdata, key_added, {"labels_key": region, "table_key": section.table_key})
+    made_from = {"table_key": section.table_key} if section.has_spots else {}
+    record(sdata, key_added, {"labels_key": region} | made_from)
     add_element(sdata, "labels", region, labels, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
 
@@ -140,19 +141,22 @@ def _spatial(section: Section, element: Any) -> dict[str, Any]:
 
 def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:
     """All that is needed to make the result again; only what can be written to disk."""
+    elements: dict[str, Any] = {"image_key": section.image_key}
+    if section.has_spots:
+        elements |= {
+            "shapes_key": section.shapes_key,
+            "table_key": section.table_key,
+            "coordinate_system": section.coordinate_system,
+            "spot_pitch_um": section.pitch_um,
+        }
     info = dict(model.info)
     curves = {name: np.asarray(info.pop(name)) for name in ("train_loss", "validation_loss", "best_epoch")}
     return {
         # None cannot be written
         "params": {name: value for name, value in model.parameters.to_json().items() if value is not None},
         "encoder": model.encoder,
-        "section": {
-            "image_key": section.image_key,
-            "shapes_key": section.shapes_key,
-            "table_key": section.table_key,
-            "coordinate_system": section.coordinate_system,
-            "spot_pitch_um": section.pitch_um,
-        },
+        "section": elements,
+        "spots": section.has_spots,
         "mpp": section.mpp,
         "pitch_um": section.grid.pitch_um,
         "training": curves,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.metrics.explained import AS_CHANCE, AS_INTERPOLATION
 from sphistex.metrics.lattice import coarsening
-from sphistex.nn import Spots, SuperResolver
+from sphistex.nn import Inputs, SuperResolver
 
 FACTORS = (1, 2, 4, 8)
 DROPS = (None, "chance", "interpolation")
@@ -25,6 +24,7 @@ _NAMED = 8
 _GENES_AT_ONCE = 64
 _PREFIX = "held_out_"
 _ELSEWHERE = "the model was fitted to another section"
+_NO_SPOTS = "there are no spots that could tell, only an image"
 
 
 def check_drop(drop_genes: object) -> None:
@@ -33,18 +33,14 @@ def check_drop(drop_genes: object) -> None:
         raise ValueError(f'drop_genes={drop_genes!r} must be "chance", "interpolation" or None')
 
 
-def section_id(spots: Spots) -> str:
-    """What tells a section from others: a hash of where its spots lie, to the µm, and of their counts."""
-    found = hashlib.blake2b(np.rint(spots.xy_um).astype(np.int64).tobytes(), digest_size=8)
-    found.update(np.ascontiguousarray(spots.counts).data)
-    return found.hexdigest()
-
-
-def judged_on(spots: Spots, model: SuperResolver) -> SuperResolver:
-    """The model, without what it knows of its own section where the spots are those of another."""
-    if model.info.get("section_id") == section_id(spots):
+def judged_on(section: Inputs, model: SuperResolver) -> SuperResolver:
+    """The model, without what it knows of its own sections where this is another, or only the image of one."""
+    if section.identity in model.sections:
         return model
-    return replace(model, scores=None, calibration=None, info=model.info | {"unjudged": _ELSEWHERE})
+    if len(section.spots):
+        return replace(model, scores=None, calibration=None, info=model.info | {"unjudged": _ELSEWHERE})
+    alone = np.ones(len(model.genes))
+    return replace(model, scores=None, calibration=None, image_share=alone, info=model.info | {"unjudged": _NO_SPOTS})
 
 
 def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[np.bool_]) -> pd.DataFrame:

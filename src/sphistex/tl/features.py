@@ -19,7 +19,7 @@ from spatialdata.transformations.transformations import BaseTransformation
 from xarray import DataArray
 
 from sphistex import encoders
-from sphistex._section import has_spots, resolve_image, resolve_spots
+from sphistex._section import check_mpp, has_spots, resolve_image, resolve_spots
 from sphistex._store import check_free, record
 from sphistex.encoders.batching import check_batch_size
 from sphistex.encoders.tiling import Tiling
@@ -162,8 +162,7 @@ def _image_and_scale(sdata: SpatialData, image_key: str | None, mpp: float | Non
     if mpp is None:
         spots = resolve_spots(sdata, image_key=image_key)
         return spots.image_key, spots.mpp
-    if not 0 < mpp < 100:
-        raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
+    check_mpp(mpp)
     return image_key, mpp
 
 

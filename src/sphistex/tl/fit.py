@@ -1,4 +1,4 @@
-"""Fit the HISTEX model to one section."""
+"""Fit the HISTEX model to one section, or to several."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy as np
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from sphistex._section import Section, resolve_section
 from sphistex.encoders.base import resolve_device
 from sphistex.nn import FitParameters, SuperResolver, parameters
 from sphistex.settings import settings
-from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import encoder_of, gather_inputs
-from sphistex.tl._trust import section_id
+from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
 
 
 def fit(
-    sdata: SpatialData,
+    sdata: SpatialData | Sequence[SpatialData],
     *,
+    sections: Sections | None = None,
     genes: int | Sequence[str] | None = None,
     preset: str = "default",
     image_key: str | None = None,
@@ -40,15 +39,20 @@ def fit(
     """Learn how a section's superpixels share out the counts of its spots.
 
     Every spot is a bag of superpixels whose expected counts must add up to the spot's (multiple-instance learning,
-    eq. 11). ``sdata`` is not changed.
+    eq. 11). Of several sections one model is fitted to the spots of all, each of which sees its own section only.
+    ``sdata`` is not changed.
 
     Parameters
     ----------
     sdata
         SpatialData with an H&E image, Visium spots and their raw counts, a tissue mask
-        (:func:`sphistex.pp.tissue_mask`) and a feature map (:func:`sphistex.tl.superpixel_features`).
+        (:func:`sphistex.pp.tissue_mask`) and a feature map (:func:`sphistex.tl.superpixel_features`); or a list of
+        such objects, one for each section.
+    sections
+        Several sections of one object, as in :func:`super_resolve`. The feature map and the mask of a section are
+        called ``<features_key>_<section>`` and ``<tissue_key>_<section>``.
     genes
-        Names of genes; or how many of the most variable ones; None for 1,000.
+        Names of genes; or how many of the most variable ones, over all sections; None for 1,000.
     preset
         ``"default"``, what measured best; or ``"paper"``, the published configuration.
     image_key, shapes_key, table_key, coordinate_system
@@ -93,27 +97,18 @@ def fit(
     chosen = parameters(preset, **fit_parameters)
     seed = check_seed(seed)
     resolve_device(device or settings.device)
-    section = resolve_section(
-        sdata,
-        image_key=image_key,
-        shapes_key=shapes_key,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        mpp=mpp,
-        spot_pitch_um=spot_pitch_um,
-        strict=strict,
+    elements = {
+        "image_key": image_key,
+        "shapes_key": shapes_key,
+        "table_key": table_key,
+        "coordinate_system": coordinate_system,
+        "mpp": mpp,
+        "spot_pitch_um": spot_pitch_um,
+    }
+    placed = resolve_sections(
+        sdata, sections, elements, features_key=features_key, tissue_key=tissue_key, strict=strict
     )
-    names = choose_genes(section.table, genes)
-    return fit_section(
-        sdata,
-        section,
-        names,
-        chosen,
-        features_key=features_key,
-        tissue_key=tissue_key,
-        seed=seed,
-        device=device,
-    )
+    return fit_placed(placed, common_genes(placed, genes), chosen, seed=seed, device=device)
 
 
 def check_seed(seed: int | None) -> int:
@@ -125,21 +120,24 @@ def check_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def fit_section(
-    sdata: SpatialData,
-    section: Section,
-    genes: list[str],
-    chosen: FitParameters,
-    *,
-    features_key: str,
-    tissue_key: str,
-    seed: int,
-    device: str | None,
+def fit_placed(
+    placed: Sequence[Placed], genes: list[str], chosen: FitParameters, *, seed: int, device: str | None
 ) -> SuperResolver:
-    """Fit to a section that has been resolved and checked."""
-    inputs = gather_inputs(
-        sdata, section, genes, features_key=features_key, tissue_key=tissue_key, context=chosen.context
-    )
+    """Fit to sections that have been resolved and checked."""
+    inputs = []
+    for one in placed:
+        with about(one.called):
+            inputs.append(
+                gather_inputs(
+                    one.sdata,
+                    one.section,
+                    genes,
+                    features_key=one.features_key,
+                    tissue_key=one.tissue_key,
+                    context=chosen.context,
+                )
+            )
+    encoder = _one_encoder(placed)
     started = time.perf_counter()
     with tqdm(total=chosen.epochs, desc="training", unit="epoch", disable=not settings.progress) as bar:
 
@@ -147,18 +145,24 @@ def fit_section(
             bar.set_postfix(train=f"{train:.4f}", held_out=f"{validation:.4f}", refresh=False)
             bar.update()
 
-        model = SuperResolver.fit(
-            inputs.features,
-            inputs.bags,
-            inputs.spots,
-            genes,
-            chosen,
-            seed=seed,
-            device=resolve_device(device or settings.device),
-            on_epoch=on_epoch,
+        model = SuperResolver.fit_sections(
+            inputs, genes, chosen, seed=seed, device=resolve_device(device or settings.device), on_epoch=on_epoch
         )
-    model.encoder = encoder_of(sdata, features_key)
+    model.encoder = encoder
     model.info["seconds"] = round(time.perf_counter() - started, 2)
-    model.info["n_spots"] = len(inputs.spots.counts)
-    model.info["section_id"] = section_id(inputs.spots)
+    model.info["n_spots"] = sum(len(one.spots) for one in inputs)
+    model.info["n_sections"] = len(inputs)
     return model
+
+
+def _one_encoder(placed: Sequence[Placed]) -> dict[str, Any]:
+    """How the feature maps of all sections were made."""
+    made = [encoder_of(one.sdata, one.features_key) for one in placed]
+    for one, other in zip(placed[1:], made[1:], strict=True):
+        for name in made[0].keys() | other.keys():
+            if made[0].get(name) != other.get(name):
+                raise ValueError(
+                    f"the features of {placed[0].called} were made with {name}={made[0].get(name)!r}, those of "
+                    f"{one.called} with {name}={other.get(name)!r}: make them with the same encoder"
+                )
+    return made[0]

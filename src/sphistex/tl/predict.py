@@ -10,11 +10,11 @@ from scipy import sparse
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from sphistex._section import Section, resolve_section
-from sphistex.nn import SuperResolver
+from sphistex._section import Section, has_spots, image_alone, resolve_section
+from sphistex.nn import Inputs, SuperResolver
 from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
-from sphistex.tl._inputs import Inputs, encoder_of, gather_inputs
+from sphistex.tl._inputs import encoder_of, gather_inputs
 from sphistex.tl._result import add_result, check_result_free
 from sphistex.tl._trust import check_drop, judged_on, kept_genes
 
@@ -41,15 +41,19 @@ def predict(
 ) -> None:
     """Predict the counts of every tissue superpixel and add them as a table with its labels.
 
+    A section of which there is only the image is predicted from its features alone, on the scale of the sections that
+    the model was fitted to: nothing tells how many counts would be taken there.
+
     Parameters
     ----------
     sdata
-        The section that the model was fitted to, or another with the same genes and features made the same way. How
-        far its genes can be trusted is known of the section that it was fitted to, and said of no other.
+        A section that the model was fitted to; another of the same tissue, with the same genes and features made the
+        same way; or one with features and no spots. How far its genes can be trusted is known of the sections that it
+        was fitted to, and said of no other.
     model
         From :func:`sphistex.tl.fit` or :meth:`sphistex.nn.SuperResolver.load`.
     image_key, shapes_key, table_key, coordinate_system, mpp, spot_pitch_um, features_key, tissue_key
-        As in :func:`sphistex.tl.fit`.
+        As in :func:`sphistex.tl.fit`. Without spots, ``mpp`` is by default that of the feature map.
     key_added
         Name of the new table; its labels are called ``<key_added>_labels``.
     conserve_counts
@@ -70,7 +74,7 @@ def predict(
     ------
     KeyError, ValueError
         If the section lacks genes of the model, all of them would be dropped, its features were made by another
-        encoder, elements cannot be used, or ``key_added`` exists.
+        encoder, elements cannot be used, ``key_added`` exists, or there are no spots and the model cannot do without.
 
     Examples
     --------
@@ -83,15 +87,19 @@ def predict(
     10
     """
     check_drop(drop_genes)
-    section = resolve_section(
-        sdata,
-        image_key=image_key,
-        shapes_key=shapes_key,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        mpp=mpp,
-        spot_pitch_um=spot_pitch_um,
-    )
+    if not has_spots(sdata) and shapes_key is None and table_key is None:
+        _check_without_spots(model, conserve_counts)
+        section = _image_alone(sdata, model, image_key, mpp, features_key)
+    else:
+        section = resolve_section(
+            sdata,
+            image_key=image_key,
+            shapes_key=shapes_key,
+            table_key=table_key,
+            coordinate_system=coordinate_system,
+            mpp=mpp,
+            spot_pitch_um=spot_pitch_um,
+        )
     predict_section(
         sdata,
         section,
@@ -123,7 +131,7 @@ def predict_section(
     inputs = gather_inputs(
         sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context
     )
-    model = judged_on(inputs.spots, model)
+    model = judged_on(inputs, model)
     kept = kept_genes(model, drop_genes)
     counts = _predicted(model, inputs)
     if conserve_counts:
@@ -141,6 +149,29 @@ def predict_section(
         key_added=key_added,
         overwrite=overwrite,
     )
+
+
+def _check_without_spots(model: SuperResolver, conserve_counts: bool) -> None:
+    """Refuse what needs spots."""
+    if conserve_counts:
+        raise ValueError("conserve_counts=True: there are no spots whose counts could be conserved, only an image")
+    if model.parameters.layers and not model.parameters.spotless:
+        raise ValueError(
+            "there are no spots (circles or bins of Visium HD) in sdata.shapes, and the model was fitted with "
+            "spotless=0, so that it cannot do without: fit it with spotless=0.05"
+        )
+
+
+def _image_alone(
+    sdata: SpatialData, model: SuperResolver, image_key: str | None, mpp: float | None, features_key: str
+) -> Section:
+    """The image at the given scale, or that from which the feature map was made."""
+    made = sdata.attrs.get("sphistex", {}).get(features_key, {})
+    mpp = made.get("mpp") if mpp is None else mpp
+    if mpp is None:
+        raise ValueError("mpp=None, and there are no spots that tell the scale: pass mpp=, the microns per image pixel")
+    image_key = made.get("image_key") if image_key is None else image_key
+    return image_alone(sdata, model.genes, image_key=image_key, mpp=mpp)
 
 
 def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, features_key: str) -> None:

@@ -9,24 +9,24 @@ from typing import Any, Literal
 from spatialdata import SpatialData
 
 from sphistex import encoders
-from sphistex._section import Section, resolve_section
 from sphistex._store import add_element, check_free
 from sphistex.encoders.base import resolve_device
 from sphistex.nn import SuperResolver, parameters
 from sphistex.pp.tissue import tissue_mask
 from sphistex.settings import settings
-from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
 from sphistex.tl._result import check_result_free
+from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
 from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
-from sphistex.tl.fit import check_seed, fit_section
+from sphistex.tl.fit import check_seed, fit_placed
 from sphistex.tl.predict import predict_section
 
 
 def super_resolve(
-    sdata: SpatialData,
+    sdata: SpatialData | Sequence[SpatialData],
     *,
+    sections: Sections | None = None,
     genes: int | Sequence[str] | None = None,
     encoder: Any = "auto",
     weights: str | Path | None = None,
@@ -59,9 +59,16 @@ def super_resolve(
     sdata
         SpatialData with an H&E image (8-bit RGB), Visium or ST spots (circles) or bins of Visium HD (polygons) and a
         table of their raw counts, such as from ``spatialdata_io.visium``, ``spatialdata_io.visium_hd``,
-        :func:`sphistex.io.from_spots` or :func:`sphistex.io.read_st`.
+        :func:`sphistex.io.from_spots` or :func:`sphistex.io.read_st`. A list of such objects gets one model, fitted to
+        all of them, and a result in each.
+    sections
+        Several sections of one object, for one model of all: the elements of each by its name, as in
+        ``{"A": {"image_key": "image_A", "shapes_key": "spots_A"}, "B": ...}`` (also ``table_key``,
+        ``coordinate_system``, ``mpp`` and ``spot_pitch_um``); or the column of the tables' ``obs`` that holds the
+        names, where each section has shapes of its own. What is made of a section is called ``<key_added>_<section>``,
+        ``<features_key>_<section>`` and ``<tissue_key>_<section>``.
     genes
-        Names of genes; or how many of the most variable ones; None for 1,000.
+        Names of genes; or how many of the most variable ones, over all sections; None for 1,000.
     encoder, weights, device
         Image encoder, file with its weights, and torch device; see :func:`sphistex.encoders.get`.
     preset
@@ -112,7 +119,7 @@ def super_resolve(
     Raises
     ------
     KeyError, TypeError, ValueError
-        If elements, genes or parameters cannot be used. ``sdata`` is then unchanged.
+        If elements, genes or parameters cannot be used, or sections do not go together. All are then unchanged.
 
     References
     ----------
@@ -131,62 +138,82 @@ def super_resolve(
     check_drop(drop_genes)
     seed = check_seed(seed)
     resolve_device(device or settings.device)
-    section = resolve_section(
-        sdata,
-        image_key=image_key,
-        shapes_key=shapes_key,
-        table_key=table_key,
-        coordinate_system=coordinate_system,
-        mpp=mpp,
-        spot_pitch_um=spot_pitch_um,
-        strict=strict,
-    )
-    check_result_free(sdata, section, key_added, overwrite=overwrite)
-    if features_key == section.image_key:
-        raise ValueError(f"features_key={features_key!r} is the H&E image; choose another name for the feature map.")
-    recorded = features_key in sdata.attrs.get("sphistex", {})
-    check_free(sdata, "images", features_key, overwrite=overwrite or recorded)
-    names = choose_genes(section.table, genes)
+    elements = {
+        "image_key": image_key,
+        "shapes_key": shapes_key,
+        "table_key": table_key,
+        "coordinate_system": coordinate_system,
+        "mpp": mpp,
+        "spot_pitch_um": spot_pitch_um,
+    }
+    names = {"features_key": features_key, "tissue_key": tissue_key, "key_added": key_added}
+    placed = resolve_sections(sdata, sections, elements, **names, strict=strict)
+    for one in placed:
+        with about(one.called):
+            _check_room(one, overwrite=overwrite)
+    chosen_genes = common_genes(placed, genes)
     model_encoder = encoders.get(encoder, weights=weights, device=device)
-    _ensure_tissue(sdata, section, tissue_key)
-    superpixel_features(
-        sdata,
-        encoder=model_encoder,
-        image_key=section.image_key,
-        labels_key=tissue_key,
-        mpp=section.mpp,
-        key_added=features_key,
-        overwrite=overwrite,
-        device=device,
-    )
-    model = fit_section(
-        sdata, section, names, chosen, features_key=features_key, tissue_key=tissue_key, seed=seed, device=device
-    )
-    predict_section(
-        sdata,
-        section,
-        model,
-        features_key=features_key,
-        tissue_key=tissue_key,
-        key_added=key_added,
-        conserve_counts=conserve_counts,
-        drop_genes=drop_genes,
-        overwrite=overwrite,
-    )
+    _ensure_tissue(placed)
+    for one in placed:
+        superpixel_features(
+            one.sdata,
+            encoder=model_encoder,
+            image_key=one.section.image_key,
+            labels_key=one.tissue_key,
+            mpp=one.section.mpp,
+            key_added=one.features_key,
+            overwrite=overwrite,
+            device=device,
+        )
+    model = fit_placed(placed, chosen_genes, chosen, seed=seed, device=device)
+    for one in placed:
+        predict_section(
+            one.sdata,
+            one.section,
+            model,
+            features_key=one.features_key,
+            tissue_key=one.tissue_key,
+            key_added=one.key_added,
+            conserve_counts=conserve_counts,
+            drop_genes=drop_genes,
+            overwrite=overwrite,
+        )
     return model
 
 
-def _ensure_tissue(sdata: SpatialData, section: Section, tissue_key: str) -> None:
-    """Make the tissue mask if there is none, once it is clear that enough spots lie on it."""
-    if tissue_key in sdata.labels:
-        spots_on_tissue(section, tissue_of(sdata, section, tissue_key))
-        return
-    check_free(sdata, "labels", tissue_key, overwrite=False)
+def _check_room(one: Placed, *, overwrite: bool) -> None:
+    """Refuse names under which nothing can be added."""
+    check_result_free(one.sdata, one.section, one.key_added, overwrite=overwrite)
+    if one.features_key == one.section.image_key:
+        raise ValueError(
+            f"features_key={one.features_key!r} is the H&E image; choose another name for the feature map."
+        )
+    recorded = one.features_key in one.sdata.attrs.get("sphistex", {})
+    check_free(one.sdata, "images", one.features_key, overwrite=overwrite or recorded)
+
+
+def _ensure_tissue(placed: Sequence[Placed]) -> None:
+    """Make the tissue masks that there are not, once it is clear that enough spots of every section lie on them."""
+    made = []
+    for one in placed:
+        with about(one.called):
+            if one.tissue_key in one.sdata.labels:
+                spots_on_tissue(one.section, tissue_of(one.sdata, one.section, one.tissue_key))
+            else:
+                made.append((one, _draft_of_tissue(one)))
+    for one, mask in made:
+        add_element(one.sdata, "labels", one.tissue_key, mask)
+
+
+def _draft_of_tissue(one: Placed) -> Any:
+    """The tissue mask of a section, which is not changed."""
+    section, tissue_key = one.section, one.tissue_key
+    check_free(one.sdata, "labels", tissue_key, overwrite=False)
     draft = SpatialData(
-        images={section.image_key: sdata.images[section.image_key]},
-        shapes={section.shapes_key: sdata.shapes[section.shapes_key]},
+        images={section.image_key: one.sdata.images[section.image_key]},
+        shapes={section.shapes_key: one.sdata.shapes[section.shapes_key]},
     )
-    draft.attrs = sdata.attrs
+    draft.attrs = one.sdata.attrs
     tissue_mask(
         draft,
         image_key=section.image_key,
@@ -197,4 +224,4 @@ def _ensure_tissue(sdata: SpatialData, section: Section, tissue_key: str) -> Non
         key_added=tissue_key,
     )
     spots_on_tissue(section, tissue_of(draft, section, tissue_key))
-    add_element(sdata, "labels", tissue_key, draft.labels[tissue_key])
+    return draft.labels[tissue_key]

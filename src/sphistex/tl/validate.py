@@ -20,12 +20,12 @@ from sphistex._section import resolve_section
 from sphistex._store import add_element, attach
 from sphistex.encoders.base import resolve_device
 from sphistex.metrics import explained, thin_counts
-from sphistex.nn import FitParameters, SuperResolver, parameters
+from sphistex.nn import FitParameters, Inputs, SuperResolver, parameters
 from sphistex.nn.pooling import pooling
 from sphistex.nn.residuals import SmoothResiduals
 from sphistex.settings import settings
 from sphistex.tl._genes import choose_genes
-from sphistex.tl._inputs import Inputs, gather_inputs
+from sphistex.tl._inputs import gather_inputs
 from sphistex.tl.fit import check_seed
 
 By = Literal["halves", "blocks"]
