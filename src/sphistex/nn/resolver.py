@@ -124,6 +124,7 @@ class SuperResolver:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        train: Callable[..., TrainingLog] = train,
         on_epoch: Callable[[int, float, float], None] = lambda epoch, train, validation: None,
     ) -> SuperResolver:
         """Fit one model to the spots of all sections.
@@ -140,6 +141,8 @@ class SuperResolver:
             What to predict and how to fit.
         seed, device
             Same seed, same device: same model.
+        train
+            What trains the networks, with the arguments of :func:`sphistex.nn.training.train`.
         on_epoch
             Called with (epoch, training loss, validation loss).
         """
