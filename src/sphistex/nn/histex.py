@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -103,6 +106,18 @@ class HISTEX(nn.Module):
         d_fused = d_features + (d if layers else 0)
         self.head = FeedForward(n_models, (d_fused, *hidden), activation=activation, dropout=dropout, last=False)
         self.loadings = Linear(n_models, (d_fused, *hidden)[-1], n_genes)
+
+    @property
+    def n_models(self) -> int:
+        """Models held at once."""
+        return len(self.loadings.weight)
+
+    def take(self, models: Sequence[int]) -> HISTEX:
+        """A copy of some of the models."""
+        part = copy.deepcopy(self)
+        for parameter in part.parameters():
+            parameter.data = parameter.data[list(models)]
+        return part
 
     def attend(
         self,

@@ -6,12 +6,13 @@ Inputs are (n_models, ..., d); an input with one model (1, ..., d) is shared by 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-_INT64 = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+_LOWEST = torch.iinfo(torch.int64).min
 
 
 class Linear(nn.Module):
@@ -55,7 +56,7 @@ class LayerNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout as in torch, with ``p`` rounded to 1/256.
+    """Dropout as in torch, with ``p`` rounded to 1/256, and from a generator of its own for every model.
 
     On the CPU torch draws one random number for each element, which takes longer than the layer before it; here each
     draw gives eight.
@@ -64,16 +65,24 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.threshold = min(round(256 * p), 255)
+        self.generators: Sequence[torch.Generator] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape → the same shape."""
+        """(n_models, ...) → the same shape."""
         if not self.training or not self.threshold:
             return x
-        if x.device.type != "cpu":
-            return nn.functional.dropout(x, self.threshold / 256)
-        words = torch.randint(*_INT64, (-(-x.numel() // 8),))
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
+        kept = self._random_bytes(x) >= self.threshold
         return x * kept.to(x.dtype).mul_(256 / (256 - self.threshold))
+
+    def _random_bytes(self, x: Tensor) -> Tensor:
+        """One for each element; from torch's global generator where there are no others."""
+        each = x[0].numel()
+        generators = [None] * len(x) if self.generators is None else self.generators
+        where = x.device if generators[0] is None else generators[0].device
+        words = torch.empty((len(x), -(-each // 8)), dtype=torch.int64, device=where)
+        for row, generator in zip(words, generators, strict=True):
+            row.random_(_LOWEST, None, generator=generator)
+        return words.to(x.device).view(torch.uint8)[:, :each].view(x.shape)
 
 
 class FeedForward(nn.Sequential):

@@ -121,6 +121,7 @@ class SuperResolver:
         *,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        train: Callable[..., TrainingLog] = train,
         on_epoch: Callable[[int, float, float], None] = lambda epoch, train, validation: None,
     ) -> SuperResolver:
         """Fit one model to the spots of all sections.
@@ -137,6 +138,8 @@ class SuperResolver:
             What to predict and how to fit.
         seed, device
             Same seed, same device: same model.
+        train
+            What trains the networks, with the arguments of :func:`sphistex.nn.training.train`.
         on_epoch
             Called with (epoch, training loss, validation loss).
         """
@@ -169,11 +172,11 @@ class SuperResolver:
             seen = [_Seen.by(*each) for each in zip(scaled, sections, bags, strict=True)]
             there = padded([np.ones(one.nearest.index.shape, dtype=bool) for one in seen])
 
-            def draw() -> tuple[Tensor, Tensor, Tensor]:
+            def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
                 """Two independent halves of the spots' counts: one to be explained, one to be seen."""
-                counts, tokens = zip(*(one.halves() for one in seen), strict=True)
-                shown = _without_some(torch.from_numpy(there), parameters)
-                return _float(np.concatenate(counts)).to(device), _float(padded(tokens)).to(device), shown.to(device)
+                counts, tokens = zip(*(one.halves(generator) for one in seen), strict=True)
+                shown = _without_some(torch.from_numpy(there), parameters, generator)
+                return _float(np.concatenate(counts)), _float(padded(tokens)), shown
 
             data = BagData(
                 # unscaled, each is let go at once
@@ -444,25 +447,25 @@ class _Seen:
         """All of it, (n_bags, k, d_spots)."""
         return self.nearest.tokens(self.positions.profiles)
 
-    def halves(self) -> tuple[NDArray[np.floating], NDArray[np.float32]]:
+    def halves(self, generator: torch.Generator) -> tuple[NDArray[np.floating], NDArray[np.float32]]:
         """Counts of the bags (n_bags, n_genes) from one half of the spots' counts, and tokens from the other."""
-        explained, seen = _halves(self.spots.counts)
+        explained, seen = _halves(self.spots.counts, generator)
         tokens = self.nearest.tokens(self.model._profiles(self.positions.sums @ seen))
         return self.bags.sources @ explained, tokens
 
 
-def _halves(counts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _halves(counts: NDArray[np.float32], generator: torch.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Counts drawn into two halves whose noise is independent, each on the scale of the whole."""
     whole = torch.from_numpy(np.floor(counts))
-    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape)).numpy()
+    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape), generator=generator).numpy()
     first += 0.5 * (counts % 1)
     first *= 2
     return first, 2 * counts - first
 
 
-def _without_some(there: Tensor, parameters: FitParameters) -> Tensor:
+def _without_some(there: Tensor, parameters: FitParameters, generator: torch.Generator) -> Tensor:
     """Which of the neighbours that are ``there`` (n_bags, k) are shown: of some bags not the nearest, of some none."""
-    shown, chance = there.clone(), torch.rand(len(there))
+    shown, chance = there.clone(), torch.rand(len(there), generator=generator)
     if shown.shape[1] > 1:
         shown[:, 0] &= chance >= parameters.own_dropout
     shown[chance < parameters.spotless] = False

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
+from sphistex._cluster import active_client
 from sphistex.encoders.base import resolve_device
 from sphistex.nn import FitParameters, SuperResolver, parameters
+from sphistex.nn.training import train
 from sphistex.settings import settings
+from sphistex.tl._fit_folder import FitFolder
 from sphistex.tl._inputs import encoder_of, gather_inputs
+from sphistex.tl._members import OnWorkers
 from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
 
 
@@ -41,6 +47,11 @@ def fit(
     Every spot is a bag of superpixels whose expected counts must add up to the spot's (multiple-instance learning,
     eq. 11). Of several sections one model is fitted to the spots of all, each of which sees its own section only.
     ``sdata`` is not changed.
+
+    After an interruption the same call goes on from the last checkpoint, and gives the same model. Until then its
+    checkpoints lie in a hidden folder beside the store of ``sdata``, or in the cache folder of the settings; without
+    room for them there is a warning, and training goes on. With a ``dask.distributed`` client active, the models of the
+    ensemble are trained on its workers; but for rounding they are those that would be trained here.
 
     Parameters
     ----------
@@ -80,6 +91,8 @@ def fit(
     ------
     KeyError, TypeError, ValueError
         If elements, genes or parameters cannot be used; before any training.
+    MemoryError
+        If the device has no memory for a single bag; with less than a batch needs, the batch is halved.
 
     References
     ----------
@@ -108,7 +121,8 @@ def fit(
     placed = resolve_sections(
         sdata, sections, elements, features_key=features_key, tissue_key=tissue_key, strict=strict
     )
-    return fit_placed(placed, common_genes(placed, genes), chosen, seed=seed, device=device)
+    with fitted(placed, common_genes(placed, genes), chosen, seed=seed, device=device) as model:
+        return model
 
 
 def check_seed(seed: int | None) -> int:
@@ -120,10 +134,14 @@ def check_seed(seed: int | None) -> int:
     return int(seed)
 
 
-def fit_placed(
+@contextmanager
+def fitted(
     placed: Sequence[Placed], genes: list[str], chosen: FitParameters, *, seed: int, device: str | None
-) -> SuperResolver:
-    """Fit to sections that have been resolved and checked."""
+) -> Iterator[SuperResolver]:
+    """Fit to sections that have been resolved and checked, or go on with such a fit that was interrupted.
+
+    What is needed to go on is kept until the block ends without an error.
+    """
     inputs = []
     for one in placed:
         with about(one.called):
@@ -137,22 +155,36 @@ def fit_placed(
                     context=chosen.context,
                 )
             )
-    encoder = _one_encoder(placed)
-    started = time.perf_counter()
-    with tqdm(total=chosen.epochs, desc="training", unit="epoch", disable=not settings.progress) as bar:
+    encoder, where = _one_encoder(placed), resolve_device(device or settings.device)
+    folder = FitFolder.of(placed[0].sdata, inputs, genes, chosen, encoder=encoder, seed=seed, device=where)
+    model = folder.model(where)
+    if model is None:
+        started = time.perf_counter()
+        with _training(folder, chosen.epochs, device or settings.device) as how:
+            model = SuperResolver.fit_sections(inputs, genes, chosen, seed=seed, device=where, **how)
+        model.encoder = encoder
+        model.info["seconds"] = round(time.perf_counter() - started, 2)
+        model.info["n_spots"] = sum(len(one.spots) for one in inputs)
+        model.info["n_sections"] = len(inputs)
+        folder.keep(model)
+    yield model
+    folder.remove()
 
-        def on_epoch(_epoch: int, train: float, validation: float) -> None:
+
+@contextmanager
+def _training(folder: FitFolder, epochs: int, device: str) -> Iterator[dict[str, Any]]:
+    """Arguments of the fit that say where it is trained, and show how far it is."""
+    client = active_client()
+    if client is not None:
+        yield {"train": OnWorkers(client, folder.path, device)}
+        return
+    with tqdm(total=epochs, desc="training", unit="epoch", disable=not settings.progress) as bar:
+
+        def on_epoch(epoch: int, train: float, validation: float) -> None:
             bar.set_postfix(train=f"{train:.4f}", held_out=f"{validation:.4f}", refresh=False)
-            bar.update()
+            bar.update(epoch + 1 - bar.n)  # it may have gone on from a checkpoint
 
-        model = SuperResolver.fit_sections(
-            inputs, genes, chosen, seed=seed, device=resolve_device(device or settings.device), on_epoch=on_epoch
-        )
-    model.encoder = encoder
-    model.info["seconds"] = round(time.perf_counter() - started, 2)
-    model.info["n_spots"] = sum(len(one.spots) for one in inputs)
-    model.info["n_sections"] = len(inputs)
-    return model
+        yield {"train": partial(train, checkpoint=folder.checkpoint), "on_epoch": on_epoch}
 
 
 def _one_encoder(placed: Sequence[Placed]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sphistex.tl._result import check_result_free
 from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
 from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
-from sphistex.tl.fit import check_seed, fit_placed
+from sphistex.tl.fit import check_seed, fitted
 from sphistex.tl.predict import predict_section
 
 
@@ -52,7 +52,8 @@ def super_resolve(
 
     Runs :func:`sphistex.pp.tissue_mask`, :func:`sphistex.tl.superpixel_features`, :func:`sphistex.tl.fit` and
     :func:`sphistex.tl.predict`; a mask or feature map that is already there is used. Where ``sdata`` lies on disk,
-    what is made is written there as well.
+    what is made is written there as well. After an interruption, a kill as well, the same call goes on where it was:
+    with the tiles of the feature map, the epochs of the fit, or the prediction, and comes to the same result.
 
     Parameters
     ----------
@@ -165,19 +166,19 @@ def super_resolve(
             overwrite=overwrite,
             device=device,
         )
-    model = fit_placed(placed, chosen_genes, chosen, seed=seed, device=device)
-    for one in placed:
-        predict_section(
-            one.sdata,
-            one.section,
-            model,
-            features_key=one.features_key,
-            tissue_key=one.tissue_key,
-            key_added=one.key_added,
-            conserve_counts=conserve_counts,
-            drop_genes=drop_genes,
-            overwrite=overwrite,
-        )
+    with fitted(placed, chosen_genes, chosen, seed=seed, device=device) as model:
+        for one in placed:
+            predict_section(
+                one.sdata,
+                one.section,
+                model,
+                features_key=one.features_key,
+                tissue_key=one.tissue_key,
+                key_added=one.key_added,
+                conserve_counts=conserve_counts,
+                drop_genes=drop_genes,
+                overwrite=overwrite,
+            )
     return model
 
 
