@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import shutil
-import signal
-import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -20,7 +20,7 @@ from sphistex.nn.training import folds
 # Superpixels that a model is trained on at most, so that their features fit in memory whatever the section's size.
 _MAX_INSTANCES = 300_000
 # Steps of an epoch at least, where there are few spots: with fewer it is over before anything is learnt.
-_STEPS_PER_EPOCH = 10
+_STEPS_PER_EPOCH = 16
 _SMALLEST_BATCH, _LARGEST_BATCH = 16, 64
 # Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
 _INSTANCES_PER_BATCH = 1000
