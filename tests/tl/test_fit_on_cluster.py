@@ -77,9 +77,7 @@ def left(sdata: SpatialData) -> list[str]:
     return [path.name for path in Path(sdata.path).parent.glob(".section.zarr.fit-*")]
 
 
-def test_workers_train_the_same_models(
-    sdata: SpatialData, client: Client, expected: sx.tl.SuperResolver
-) -> None:
+def test_workers_train_the_same_models(sdata: SpatialData, client: Client, expected: sx.tl.SuperResolver) -> None:
     with client.as_current():
         found = sx.tl.fit(sdata, **QUICK)
     assert_same(found, expected)

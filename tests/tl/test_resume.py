@@ -111,11 +111,16 @@ def test_an_interrupted_fit_goes_on_with_its_epoch(
             sx.tl.fit(sdata, **QUICK)
         (left,) = folders(sdata, tmp_path)
         assert left.name.startswith(".section.zarr.fit-") == on_disk
-    drawn: list[int] = []
-    shuffled = training._shuffled
-    monkeypatch.setattr(training, "_shuffled", lambda *args: drawn.append(1) or shuffled(*args))
+    trained: list[int] = []
+    going_on = training.TrainingLog.going_on
+
+    def counted(log: training.TrainingLog, patience: int | None) -> list[int]:
+        trained.append(len(log))
+        return going_on(log, patience)
+
+    monkeypatch.setattr(training.TrainingLog, "going_on", counted)
     assert_same(sx.tl.fit(sdata, **QUICK), expected)
-    assert len(drawn) == 1, "one epoch was left"
+    assert trained == [3], "one epoch was left"
     assert not folders(sdata, tmp_path)
 
 

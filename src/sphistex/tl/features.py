@@ -148,8 +148,8 @@ def superpixel_features(
             stacklevel=2,
         )
     if not kept:
+        record(sdata, key_added, params)  # first: a map that is there and not recorded passes for another image
         store.put_in_place(sdata, key_added, work)
-        record(sdata, key_added, params)
     store.clean_up(sdata, key_added)
 
 
