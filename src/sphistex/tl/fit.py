@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from sphistex.encoders.base import resolve_device
 from sphistex.nn import FitParameters, SuperResolver, parameters
 from sphistex.settings import settings
 from sphistex.tl._inputs import encoder_of, gather_inputs
-from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
+from sphistex.tl._sections import Placed, about, common_genes, resolve_sections
 
 
 def fit(
     sdata: SpatialData | Sequence[SpatialData],
     *,
-    sections: Sections | None = None,
+    sections: str | Mapping[str, Mapping[str, Any]] | None = None,
     genes: int | Sequence[str] | None = None,
     preset: str = "default",
     image_key: str | None = None,
