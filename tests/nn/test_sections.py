@@ -78,7 +78,7 @@ def pair() -> list[tuple[Inputs, NDArray]]:
 
 @pytest.fixture(scope="module")
 def joint(pair: list[tuple[Inputs, NDArray]]) -> SuperResolver:
-    return SuperResolver.fit_sections([one for one, _ in pair], GENES, parameters(spotless=0.05, **QUICK))
+    return SuperResolver.fit_sections([one for one, _ in pair], GENES, parameters(**QUICK))
 
 
 def test_each_section_is_predicted_on_its_own_scale(pair: list[tuple[Inputs, NDArray]], joint: SuperResolver) -> None:

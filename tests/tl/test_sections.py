@@ -25,7 +25,6 @@ QUICK: dict[str, Any] = {
     "context": (0, 2),
     "d": 8,
     "heads": 2,
-    "spotless": 0.05,
     "device": "cpu",
 }
 
