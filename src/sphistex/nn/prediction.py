@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sphistex.bags import Bags
 from sphistex.nn.context import FeatureMap, Window, with_halo
-from sphistex.nn.interpolation import Interpolation
-from sphistex.nn.neighbours import Positions
-from sphistex.nn.pooling import mean_of, pooling
 from sphistex.nn.precision import computing_in
-from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.windows import Windows
 
 if TYPE_CHECKING:
+    from sphistex.bags import Bags
+    from sphistex.nn.interpolation import Interpolation
+    from sphistex.nn.neighbours import Positions
+    from sphistex.nn.residuals import SmoothResiduals
     from sphistex.nn.resolver import Spots, SuperResolver
 
 # Distance between prediction windows in their radii: every superpixel lies in about four of them.
@@ -58,6 +57,8 @@ class Mapper:
     @classmethod
     def of(cls, model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int) -> Mapper:
         """Learn from the section's spots what its superpixels attend to, and what the model leaves unexplained."""
+        from sphistex.nn.interpolation import Interpolation  # here, as it needs SciPy, and the networks' maps do not
+
         positions = model._positions(spots)
         correction = interpolation = None
         if model.parameters.residuals:
@@ -163,6 +164,9 @@ def _unexplained(
     model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, positions: Positions, seed: int
 ) -> SmoothResiduals:
     """Smoothed difference between measured and predicted spots, in counts per superpixel."""
+    from sphistex.nn.pooling import mean_of, pooling
+    from sphistex.nn.residuals import SmoothResiduals
+
     pool, _ = pooling(spots.xy_um, spots.pitch_um)
     residuals = np.asarray(pool @ spots.counts, dtype=np.float64)  # of places: there may be many more bins
     network, objective = model.module.network, model.module.objective
