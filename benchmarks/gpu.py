@@ -320,7 +320,7 @@ def published(arguments: argparse.Namespace, device: torch.device, data: BagData
     d, epochs = parameters().d, arguments.reference_epochs
     times: list[float] = []
 
-    def on_epoch(_: int, seconds: float) -> None:
+    def on_epoch(_epoch: int, seconds: float, _model: Any) -> None:
         times.append(seconds)
 
     timed(device, lambda: reference.train(superpixels, tokens, scaled, d=d, epochs=epochs + 1, on_epoch=on_epoch))
