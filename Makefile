@@ -21,9 +21,9 @@ lint: install-test install-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Training against the published loop, on a small section; only a gross loss of speed fails.
+# A look at the speed at small sizes; only a gross loss of speed against the published loop fails.
 bench: install
-	$(BIN)/python benchmarks/speed.py --spots-per-side 12 --d 128 --epochs 2 --at-least 3
+	$(BIN)/python benchmarks/speed.py --spots-per-side 12 --d 128 --epochs 2 --image 1024 --at-least 3
 
 # Pages of functions that are gone would be left over.
 docs: install-doc

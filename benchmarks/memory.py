@@ -100,11 +100,13 @@ def run(side: int, n_genes: int) -> dict[str, Any]:
 
 
 def stained(side: int, centres: NDArray) -> NDArray[np.bool_]:
-    """The tissue on the grid."""
-    at = (np.arange(-(-side // 16)) + 0.5) * 16
-    tissue = np.zeros((len(at), len(at)), dtype=bool)
-    for x, y in centres:
-        tissue |= (at[:, None] - y) ** 2 + (at - x) ** 2 < RADIUS_PX**2
+    """The tissue on the grid, piece by piece: nothing here is to be larger than the mask itself."""
+    tissue = np.zeros((-(-side // 16),) * 2, dtype=bool)
+    for centre in centres:
+        first = np.maximum((centre - RADIUS_PX) // 16, 0).astype(int)
+        last = np.minimum((centre + RADIUS_PX) // 16 + 1, len(tissue)).astype(int)
+        x, y = (np.arange(a, b) * 16 + 8 - at for a, b, at in zip(first, last, centre, strict=True))
+        tissue[first[1] : last[1], first[0] : last[0]] |= y[:, None] ** 2 + x**2 < RADIUS_PX**2
     return tissue
 
 

@@ -69,9 +69,12 @@ def train(
     epochs: int,
     models: int = 1,
     seed: int = 0,
-    on_epoch: Callable[[int, float], None] = lambda epoch, seconds: None,
+    on_epoch: Callable[[int, float, Published], None] = lambda epoch, seconds, model: None,
 ) -> list[Published]:
-    """Models trained one after the other; ``on_epoch`` is told the epochs and the seconds of training so far."""
+    """Models trained one after the other; ``on_epoch`` gets the epochs and seconds of training so far, and the model.
+
+    Its own time does not count.
+    """
     made, seconds = [], 0.0
     for number in range(models):
         torch.manual_seed(seed + number)
@@ -84,8 +87,10 @@ def train(
                 optimiser.zero_grad()
                 nn.functional.mse_loss(model(features, tokens), wanted).backward()
                 optimiser.step()
+            if target.is_cuda:
+                torch.cuda.synchronize(target.device)
             seconds += time.perf_counter() - started
-            on_epoch(epoch + 1, seconds)
+            on_epoch(epoch + 1, seconds, model)
         made.append(model)
     return made
 

@@ -98,6 +98,20 @@ def test_the_map_is_the_same_in_parts(xy_um: NDArray) -> None:
     np.testing.assert_allclose(parts, smooth(places), rtol=1e-3)
 
 
+def test_a_large_section_is_solved_in_parts_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    xy_um = rng.uniform(0, [4000, 2500], (1000, 2))
+    noisy = 1 + field(xy_um) + rng.normal(0, [0.5, 1, 2], (len(xy_um), 3))
+    places = rng.uniform(xy_um.min(0), xy_um.max(0), (500, 2))
+    monkeypatch.setattr("sphistex.nn.residuals._MAX_SPOTS_FOR_CHOICE", 300)
+    whole = SmoothResiduals.fit(xy_um, noisy)
+    monkeypatch.setattr("sphistex.nn.residuals._MAX_SPOTS_TOGETHER", 100)
+    parts = SmoothResiduals.fit(xy_um, noisy)
+    apart = np.abs(parts(places) - whole(places)) / whole(places).std(0)
+    assert apart.max() > 0, "the parts are solved by themselves"
+    assert np.sqrt((apart**2).mean()) < 0.005 and apart.max() < 0.03
+
+
 def test_far_from_all_spots_nothing_is_added(xy_um: NDArray) -> None:
     smooth = SmoothResiduals.fit(xy_um, field(xy_um))
     np.testing.assert_allclose(smooth(xy_um + 20000), 0, atol=1e-9)

@@ -101,8 +101,14 @@ def image_element(image: ImageLike | Picture) -> DataArray | DataTree:
     if len(picture.levels) > 1:
         return _pyramid(picture.levels, channels)
     levels = int(np.ceil(np.log2(max(1.0, max(pixels.sizes["y"], pixels.sizes["x"]) / _OVERVIEW_PX))))
+    # Left to itself, SpatialData cuts a pyramid into squares of 256 px: a million dask tasks where a slide is large.
+    chunks = {dim: min(size, _OVERVIEW_PX) for dim, size in zip(pixels.dims, pixels.data.chunksize, strict=True)}
     return Image2DModel.parse(
-        pixels, c_coords=channels, scale_factors=[2] * levels or None, transformations={"global": Identity()}
+        pixels,
+        c_coords=channels,
+        scale_factors=[2] * levels or None,
+        chunks=chunks,
+        transformations={"global": Identity()},
     )
 
 

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 Window = tuple[slice, slice]
 
@@ -103,6 +102,8 @@ def _masked_mean(values: NDArray[np.float32], mask: NDArray[np.float32], radius:
     """Mean over the tissue of the (2 radius + 1)² superpixels around each; ``values`` are zero outside the mask."""
     if radius == 0:
         return values
+    from scipy.ndimage import uniform_filter  # here, so that whole maps are predicted where there is only torch
+
     size = 2 * radius + 1
     total = uniform_filter(values, (1, size, size), mode="constant")
     share = uniform_filter(mask, size, mode="constant")

@@ -10,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sphistex.bags import Bags
 from sphistex.nn.context import FeatureMap, Window, with_halo
-from sphistex.nn.inputs import Inputs, Spots
-from sphistex.nn.interpolation import Interpolation
-from sphistex.nn.neighbours import Positions
-from sphistex.nn.pooling import mean_of, pooling
 from sphistex.nn.precision import computing_in
-from sphistex.nn.residuals import SmoothResiduals
 from sphistex.nn.windows import Windows
 
 if TYPE_CHECKING:
+    from sphistex.bags import Bags
+    from sphistex.nn.inputs import Spots
+    from sphistex.nn.interpolation import Interpolation
+    from sphistex.nn.neighbours import Positions
+    from sphistex.nn.residuals import SmoothResiduals
     from sphistex.nn.resolver import SuperResolver
 
 # Distance between prediction windows in their radii: every superpixel lies in about four of them.
@@ -62,6 +61,9 @@ class Mapper:
 
         Of a section without spots the model is all there is.
         """
+        from sphistex.nn.inputs import Inputs  # here, as they need SciPy, and the networks' maps do not
+        from sphistex.nn.interpolation import Interpolation
+
         section = Inputs(features, bags, spots)
         model, section = model.at(section, seed=seed), section.pooled
         spots, bags = section.spots, section.bags
@@ -172,6 +174,9 @@ def _unexplained(
     model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, positions: Positions, seed: int
 ) -> SmoothResiduals:
     """Smoothed difference between measured and predicted spots, in counts per superpixel."""
+    from sphistex.nn.pooling import mean_of, pooling
+    from sphistex.nn.residuals import SmoothResiduals
+
     pool, _ = pooling(spots.xy_um, spots.pitch_um)
     residuals = np.asarray(pool @ spots.counts, dtype=np.float64)  # of places: there may be many more bins
     network, objective = model.module.network, model.module.objective

@@ -1,0 +1,122 @@
+"""How time grows with spots, genes and superpixels, each over a factor of 16: the exponents of power laws.
+
+    python benchmarks/scaling.py --out scaling.json
+    python benchmarks/scaling.py --only spots --smallest 0.25
+
+More spots mean more superpixels, as on a larger section. The superpixels grow alone where a wider map is predicted
+from as many spots, and where a wider image is encoded. Exponents are those of straight lines through the logarithms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from planted import Planted, planted
+from speed import fit
+
+import sphistex as sx
+from sphistex.nn import FeatureMap, FitParameters, SuperResolver, parameters
+
+# Sides of a square whose area grows by a factor of 16.
+SIDES = (16, 23, 32, 45, 64)
+GENES = (125, 250, 500, 1000, 2000)
+FEATURES, FEW_GENES, EPOCHS = 128, 100, 4
+PX_PER_SIDE = 32  # of the image that is encoded
+
+Row = tuple[int, dict[str, float]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    series = {"spots": by_spots, "genes": by_genes, "superpixels": by_area, "image": by_image}
+    parser.add_argument("--only", choices=list(series), nargs="+", default=list(series))
+    parser.add_argument("--smallest", type=float, default=1.0, metavar="FACTOR", help="shrink all sizes, to try it")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    sx.settings.progress = False
+    found = {}
+    for what in arguments.only:
+        next(series[what](arguments.smallest))  # what is done once, such as imports, is done now
+        rows = list(series[what](arguments.smallest))
+        sizes = [size for size, _ in rows]
+        found[what] = {"sizes": sizes}
+        for step in rows[0][1]:
+            seconds = [times[step] for _, times in rows]
+            exponent = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+            found[what][step] = {"seconds": [round(s, 3) for s in seconds], "exponent": round(exponent, 3)}
+        print(json.dumps({what: found[what]}), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(found, indent=1))
+
+
+def by_spots(shrink: float) -> Iterator[Row]:
+    """Fit and prediction of sections of all sizes."""
+    for side in SIDES:
+        section = planted(max(round(side * shrink**0.5), 2), FEATURES, FEW_GENES)
+        yield len(section.spots.counts), fit_and_predict(section)
+
+
+def by_genes(shrink: float) -> Iterator[Row]:
+    """Fit and prediction of a small section."""
+    for n_genes in GENES:
+        section = planted(SIDES[0], FEATURES, max(round(n_genes * shrink), 2))
+        yield len(section.genes), fit_and_predict(section)
+
+
+def by_area(shrink: float) -> Iterator[Row]:
+    """Prediction of maps of all sizes from equally many spots, which are spread over them."""
+    chosen = parameters()
+    few = max(round(SIDES[0] * shrink**0.5), 2)
+    for side in SIDES:
+        width = max(round(side * shrink**0.5), 2)
+        section = planted(width, FEATURES, FEW_GENES)
+        lines = np.linspace(0, width - 1, few).round().astype(int)
+        spots = (lines[:, None] * width + lines).ravel()
+        model = fit(section, spots, chosen, 1, [])
+        yield section.mask.size, {"predict": timed(predict, section, spots, chosen, model)}
+
+
+def by_image(shrink: float) -> Iterator[Row]:
+    """Features of images of all sizes by the built-in encoder."""
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel
+
+    for side in SIDES:
+        px = round(side * PX_PER_SIDE * shrink**0.5) // 16 * 16
+        picture = np.random.default_rng(0).integers(0, 256, (3, px, px), dtype=np.uint8)
+        sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"))})
+        with tempfile.TemporaryDirectory() as folder:
+            sx.settings.cache_dir = Path(folder)
+            how = {"encoder": "efficientnet_lite0", "labels_key": None, "mpp": 0.5}
+            yield (px // 16) ** 2, {"features": timed(sx.tl.superpixel_features, sdata, **how)}
+
+
+def fit_and_predict(section: Planted) -> dict[str, float]:
+    chosen, everything = parameters(), np.arange(len(section.spots.counts))
+    started = time.perf_counter()
+    model = fit(section, everything, chosen, EPOCHS, [])
+    seconds = time.perf_counter() - started
+    return {"fit": seconds, "predict": timed(predict, section, everything, chosen, model)}
+
+
+def predict(section: Planted, spots: Any, chosen: FitParameters, model: SuperResolver) -> None:
+    model.predict_tissue(FeatureMap(section.features, section.mask, chosen.context), *section.take(spots))
+
+
+def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    started = time.perf_counter()
+    function(*args, **kwargs)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
