@@ -15,7 +15,8 @@ from sphistex.grid import SUPERPIXEL_UM
 
 logger = logging.getLogger("sphistex")
 
-# Key of `sdata.attrs["sphistex"]` under which `sphistex.io` notes {shapes_key: {"pitch_um": ..., "diameter_um": ...}}.
+# Key of `sdata.attrs["sphistex"]` under which `sphistex.io` notes {shapes_key: {"pitch_um": ..., "diameter_um": ...}}
+# and, of images without spots, {image_key: {"mpp": ...}}.
 INPUT_RECORD = "input"
 
 _SPACE_RANGER_IMAGE = re.compile(r"(?P<id>.*?)_?(?P<size>full|hires|lowres|cytassist)_image")

@@ -237,6 +237,15 @@ def check_mpp(mpp: float) -> None:
         raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
 
 
+def recorded_mpp(sdata: SpatialData, image_key: str | None = None) -> float | None:
+    """Microns per pixel that :func:`sphistex.io.read_image` noted of an image, if it did, for where no spots tell it.
+
+    Raises as :func:`resolve_image` does where it is not clear which image.
+    """
+    image_key = choose_image(sdata, image_key, among=None)
+    return sdata.attrs.get("sphistex", {}).get(INPUT_RECORD, {}).get(image_key, {}).get("mpp")
+
+
 def has_spots(sdata: SpatialData) -> bool:
     """Whether there are circles or bins that could be spots."""
     return any(is_spots(name, sdata.shapes[name]) for name in candidates(sdata, "shapes"))

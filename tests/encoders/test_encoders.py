@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import timm
@@ -16,6 +17,7 @@ import torch
 
 from sphistex import encoders
 from sphistex.encoders.adapters import CallableEncoder, DenseEncoder
+from sphistex.encoders.base import replicas
 from sphistex.encoders.efficientnet import EfficientNetLite0
 from sphistex.encoders.timm_vit import TimmViT, uni
 
@@ -258,6 +260,46 @@ def test_a_model_with_encode_image_dense_is_an_encoder(contract: type) -> None:
     assert (encoder.name, encoder.dim, encoder.tile_size, encoder.mpp) == ("tiny", 192, 224, 0.5)
     expected = direct_tokens(model.model, batch, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[:, 1:]
     np.testing.assert_allclose(encoder(batch), expected.reshape(2, 14, 14, 192), atol=1e-4)
+
+
+# ------------------------------------------------------------------------------- on other devices and other machines
+
+
+def every_kind(folder: Path) -> list[Any]:
+    torch.save(random_vit().state_dict(), folder / "weights.pt")
+    return [
+        TimmViT(TINY, weights=folder / "weights.pt", device="cpu"),
+        EfficientNetLite0(device="cpu"),
+        encoders.get(LazySlideLike(), device="cpu"),
+    ]
+
+
+def test_copies_give_the_same_tokens_and_share_nothing(tmp_path: Path) -> None:
+    batch = tiles()
+    for encoder in every_kind(tmp_path):
+        expected = encoder(batch)
+        unpickled, copied = cloudpickle.loads(cloudpickle.dumps(encoder)), encoder.on("cpu")
+        for other in (unpickled, copied):
+            assert (other.name, other.revision, other.dim) == (encoder.name, encoder.revision, encoder.dim)
+            np.testing.assert_array_equal(other(batch), expected)
+        if isinstance(encoder, TimmViT):
+            assert copied._net is not encoder._net
+            assert len(cloudpickle.dumps(encoder)) < 2000, "the weights are read again, not sent"
+
+
+@pytest.mark.gpu
+def test_every_gpu_gets_a_copy_unless_one_is_named(tmp_path: Path) -> None:
+    batch = tiles()
+    everywhere = replicas(EfficientNetLite0(device="cuda"))
+    assert len(everywhere) == torch.cuda.device_count()
+    for encoder in everywhere[1:]:
+        np.testing.assert_array_equal(encoder(batch), everywhere[0](batch))
+    assert len(replicas(EfficientNetLite0(device="cuda:0"))) == 1
+
+
+def test_one_copy_is_enough_without_gpus(tmp_path: Path) -> None:
+    for encoder in every_kind(tmp_path):
+        assert replicas(encoder) == [encoder]
 
 
 # -------------------------------------------------------------------------------------------------- the registry

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -399,6 +401,50 @@ def test_a_map_that_lost_chunks_is_not_read_as_zeros(tmp_path: Path, colours: np
     next(tmp_path.rglob("superpixel_features/*/c/0/1/0")).unlink()
     with pytest.raises(OSError, match=r"1 of 4, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
         store.check_complete(sdata, "superpixel_features")
+
+
+KILLED = textwrap.dedent("""
+    import sys, time, warnings
+    warnings.simplefilter("ignore")
+    from spatialdata import read_zarr
+    from sphistex.tl.features import superpixel_features
+
+    def encode(tiles):
+        time.sleep(0.02 * (len(tiles) and tiles.any()))
+        return tiles.reshape(len(tiles), 4, 16, 4, 16, 3).mean((2, 4))
+
+    encode.tile_size, encode.halo_px, encode.revision = 64, 0, "1"
+    superpixel_features(read_zarr({path!r}), encoder=encode, labels_key=None, mpp=0.5, batch_size=64)
+""")
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_next_run_ends_with_the_same_map(tmp_path: Path) -> None:
+    """At least 20 kills; a process is forked from one that has imported everything, so that kills hit the work."""
+    processes, rng, kills, duration = multiprocessing.get_context("forkserver"), np.random.default_rng(0), 0, np.inf
+    processes.set_forkserver_preload(["sphistex.tl.features", "sphistex.encoders.adapters"])
+    path = tmp_path / "s.zarr"
+    colours: np.ndarray = np.empty(0)
+    while kills < 20 or path.exists():
+        if not path.exists():
+            colours = rng.integers(1, 256, (3, 192, 192), dtype=np.uint8)  # nine chunks
+            section(colours, path)
+        process, start = processes.Process(target=exec, args=(KILLED.format(path=str(path)), {})), time.monotonic()
+        process.start()
+        process.join(rng.uniform(0, duration) if duration < np.inf and kills < 20 else None)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            kills += 1
+            read_zarr(path)
+            continue
+        assert process.exitcode == 0
+        duration = min(duration, time.monotonic() - start)  # the first one waits for the imports
+        finished = read_zarr(path)
+        np.testing.assert_array_equal(finished.images["superpixel_features"], colours)
+        assert "superpixel_features" in finished.attrs["sphistex"]
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["s.zarr"]
+        shutil.rmtree(path)
 
 
 @pytest.mark.slow

@@ -12,10 +12,12 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+import tifffile
 from distributed import Client, LocalCluster
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 
+from sphistex.io import read_image
 from sphistex.settings import settings
 from sphistex.tl.features import superpixel_features
 
@@ -65,11 +67,17 @@ def on_disk(folder: Path) -> SpatialData:
     return read_zarr(folder / "s.zarr")
 
 
+def in_tiff(folder: Path) -> SpatialData:
+    picture = COLOURS.repeat(16, 1).repeat(16, 2).transpose(1, 2, 0)
+    tifffile.imwrite(folder / "slide.tif", picture, tile=(256, 256), photometric="rgb", compression="zlib")
+    return read_image(folder / "slide.tif")
+
+
 def in_memory(folder: Path) -> SpatialData:
     return SpatialData(images={"he": Image2DModel.parse(COLOURS.repeat(16, 1).repeat(16, 2), dims=("c", "y", "x"))})
 
 
-@pytest.mark.parametrize("make", [on_disk, in_memory])
+@pytest.mark.parametrize("make", [on_disk, in_tiff, in_memory])
 def test_workers_make_the_same_map(tmp_path: Path, cluster: LocalCluster, make) -> None:
     sdata, encoder = make(tmp_path), Watched(tmp_path / "log")
     with Client(cluster):

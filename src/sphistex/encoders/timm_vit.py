@@ -68,7 +68,7 @@ class TimmViT:
         self._made_with = {
             "model_name": model_name,
             "name": name,
-            "weights": weights,
+            "weights": None if weights is None else Path(weights).absolute(),
             "device": device,
             "tile_size": tile_size,
             "mean": mean,

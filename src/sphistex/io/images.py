@@ -5,53 +5,81 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
-import tifffile
-import zarr
 from numpy.typing import NDArray
 from PIL import Image
 from xarray import DataArray
+
+from sphistex.io import _tiff, _vendor
+from sphistex.io._ome_zarr import open_ome_zarr
 
 ImageLike: TypeAlias = "str | Path | np.ndarray | da.Array | DataArray"
 
 # JPEG and PNG are decoded whole: 2**29 px are 1.6 GB of RGB.
 _MAX_DECODED_PX = 2**29
 _CHUNK_PX = 1024
-_TIFF_SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 
 
-def open_image(image: ImageLike) -> DataArray:
-    """Open a picture as a lazy array with the dimensions (c, y, x).
+@dataclass(frozen=True)
+class Picture:
+    """A picture as lazy arrays.
+
+    Parameters
+    ----------
+    levels
+        Full resolution and, where the file has them, coarser levels, each (c, y, x).
+    mpp
+        Microns per pixel of the full resolution, where the file says so.
+    """
+
+    levels: list[DataArray]
+    mpp: float | None
+
+
+def open_picture(image: ImageLike) -> Picture:
+    """Open a picture as lazy arrays with the dimensions (c, y, x).
 
     Parameters
     ----------
     image
-        Array (y, x, c) or (c, y, x), or the path of a TIFF, JPEG or PNG file.
+        Array (y, x, c) or (c, y, x), or the path of a TIFF, JPEG or PNG file, of an OME-Zarr folder, or of a file in a
+        scanner's own format (with the extra ``wsi``).
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
+    ImportError
+        If the file needs the extra ``wsi``, which is not installed.
     ValueError
         If the file is no picture, or one too large to be decoded whole, or it has no colour channels.
 
     Examples
     --------
-    >>> open_image(np.zeros((40, 50, 3), dtype=np.uint8)).sizes["x"]
-    50
+    >>> [level.sizes["x"] for level in open_picture(np.zeros((40, 50, 3), dtype=np.uint8)).levels]
+    [50]
     """
     if isinstance(image, DataArray):
-        pixels, name = image.data, "image"
-        axes = "".join(str(dim) for dim in image.dims)
+        levels, axes, mpp, name = [image.data], "".join(str(dim) for dim in image.dims), None, "image"
     elif isinstance(image, str | Path):
-        pixels, axes = _open_file(Path(image))
+        levels, axes, mpp = _open_file(Path(image))
         name = str(image)
     else:
-        pixels, axes, name = image, "", "image"
+        levels, axes, mpp, name = [image], "", None, "image"
+    return Picture([_lazy(level, axes, name) for level in levels], mpp)
+
+
+def open_image(image: ImageLike) -> DataArray:
+    """The full resolution of a picture, as :func:`open_picture` opens it."""
+    return open_picture(image).levels[0]
+
+
+def _lazy(pixels: Any, axes: str, name: str) -> DataArray:
     if pixels.ndim != 3:
         raise ValueError(
             f"{name!r} has the shape {tuple(pixels.shape)}: a colour image (y, x, c) or (c, y, x) is needed; "
@@ -81,44 +109,34 @@ def _chunks(pixels: Any, axes: str) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _open_file(path: Path) -> tuple[Any, str]:
-    if not path.is_file():
+def _open_file(path: Path) -> tuple[list[Any], str, float | None]:
+    """Levels of a file, their axes, and microns per pixel."""
+    suffix = path.suffix.lower()
+    if not path.exists():
         raise FileNotFoundError(f"image={str(path)!r} does not exist")
-    if path.suffix.lower() in _TIFF_SUFFIXES:
-        return _open_tiff(path)
+    if suffix in _vendor.SUFFIXES:
+        levels, mpp = _vendor.open_vendor(path)
+        return [level.transpose("c", "y", "x").data for level in levels], "cyx", mpp
+    if path.is_dir():
+        return open_ome_zarr(path)
+    if suffix in _tiff.SUFFIXES:
+        tiff_levels, mpp = _tiff.open_tiff(path)
+        return list(tiff_levels), tiff_levels[0].axes, mpp
+    return [_decoded(path)], "yxc", None
+
+
+def _decoded(path: Path) -> NDArray[Any]:
     with _pixel_limit(_MAX_DECODED_PX):
         try:
             with Image.open(path) as picture:
-                return np.asarray(picture), "yxc"
+                return np.asarray(picture)
         except Image.DecompressionBombError as error:
             raise ValueError(
                 f"{str(path)!r} has more than {_MAX_DECODED_PX:,} px, too many to be decoded whole, as its format "
-                "requires; convert it to a tiled TIFF, for example with `vips tiffsave --tile`"
+                "requires; convert it to a tiled TIFF, for example with `vips tiffsave --tile --pyramid`"
             ) from error
         except OSError as error:
             raise ValueError(f"{str(path)!r} cannot be read as a picture: {error}") from error
-
-
-def _open_tiff(path: Path) -> tuple[Any, str]:
-    """Full resolution of the first series, as an array over the file: only the tiles asked for are decoded."""
-    try:
-        series = tifffile.TiffFile(path).series[0]
-    except (tifffile.TiffFileError, IndexError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as a TIFF: {error}") from error
-    axes = series.axes.lower().replace("s", "c")
-    if series.dataoffset is not None and series.keyframe.is_memmappable:
-        return _Uncopied(tifffile.memmap(path, mode="r")), axes  # uncompressed in one piece, which has no tiles
-    return zarr.open(series.aszarr(level=0), mode="r"), axes
-
-
-class _Uncopied:
-    """A memory-mapped array without a ``copy`` method: dask would call that, and read the whole file."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self._array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        return np.array(self._array[key])
 
 
 @contextmanager

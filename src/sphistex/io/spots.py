@@ -8,13 +8,13 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
-from spatialdata.transformations import Identity
-from xarray import DataArray, DataTree
+from spatialdata.transformations import Identity, Scale
+from xarray import DataArray, Dataset, DataTree
 
 from sphistex._checks import check_counts, check_rgb, check_spot_size
 from sphistex._elements import INPUT_RECORD
 from sphistex._scale import lattice_of, scale_from_lattice
-from sphistex.io.images import ImageLike, open_image
+from sphistex.io.images import ImageLike, Picture, open_picture
 
 # Smaller levels are added for viewing until a picture is no larger than this (pixels).
 _OVERVIEW_PX = 2048
@@ -36,8 +36,9 @@ def from_spots(
     Parameters
     ----------
     image
-        8-bit RGB(A) image at full resolution, (y, x, c) or (c, y, x): an array, or the path of a file. TIFF files are
-        read lazily, part by part; JPEG and PNG files are decoded whole.
+        8-bit RGB(A) image at full resolution, (y, x, c) or (c, y, x): an array, or the path of a file. TIFF files and
+        OME-Zarr folders are read lazily, part by part, and keep the coarser levels that they have; JPEG and PNG files
+        are decoded whole.
     adata
         Raw counts (n_spots, n_genes).
     xy_px
@@ -91,15 +92,30 @@ def check_centres(xy_px: ArrayLike, adata: AnnData) -> NDArray[np.float64]:
     return centres
 
 
-def image_element(image: ImageLike) -> DataArray | DataTree:
-    """The image as a lazy element, with smaller levels for viewing when it is large."""
-    pixels = open_image(image)
+def image_element(image: ImageLike | Picture) -> DataArray | DataTree:
+    """The image as a lazy element, with the file's own coarser levels, or with some for viewing when it is large."""
+    picture = image if isinstance(image, Picture) else open_picture(image)
+    pixels = picture.levels[0]
     channels = list("rgba")[: pixels.sizes["c"]] if pixels.sizes["c"] in (3, 4) else None
-    levels = int(np.ceil(np.log2(max(1.0, max(pixels.sizes["y"], pixels.sizes["x"]) / _OVERVIEW_PX))))
     check_rgb(pixels.assign_coords(c=channels) if channels else pixels, "image")
+    if len(picture.levels) > 1:
+        return _pyramid(picture.levels, channels)
+    levels = int(np.ceil(np.log2(max(1.0, max(pixels.sizes["y"], pixels.sizes["x"]) / _OVERVIEW_PX))))
     return Image2DModel.parse(
         pixels, c_coords=channels, scale_factors=[2] * levels or None, transformations={"global": Identity()}
     )
+
+
+def _pyramid(levels: list[DataArray], channels: list[str] | None) -> DataTree:
+    """Levels that exist as a multiscale element; SpatialData makes one only of levels that it computes."""
+    named = {}
+    for number, level in enumerate(levels):
+        steps = {axis: levels[0].sizes[axis] / level.sizes[axis] for axis in ("y", "x")}
+        to_global = Scale(list(steps.values()), axes=tuple(steps)) if number else Identity()
+        parsed = Image2DModel.parse(level, c_coords=channels, transformations={"global": to_global})
+        coords = {axis: (np.arange(level.sizes[axis]) + 0.5) * step for axis, step in steps.items()}
+        named[f"scale{number}"] = Dataset({"image": parsed.assign_coords(coords)})
+    return DataTree.from_dict(named)
 
 
 def spot_table(adata: AnnData, centres: NDArray[np.float64], region: str = "spots") -> AnnData:

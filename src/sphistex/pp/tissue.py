@@ -24,7 +24,7 @@ from spatialdata.models import Labels2DModel
 from spatialdata.transformations import Scale, Sequence
 from xarray import DataArray
 
-from sphistex._section import affine_to_image, has_spots, resolve_image, resolve_spots
+from sphistex._section import affine_to_image, has_spots, recorded_mpp, resolve_image, resolve_spots
 from sphistex._store import add_element, check_free
 from sphistex.grid import Grid
 
@@ -71,7 +71,8 @@ def tissue_mask(
         Your own mask: an array with one value per superpixel or per image pixel, or the name of a labels or shapes
         element. What is not 0, or lies inside a shape, is tissue.
     mpp
-        Microns per image pixel; needed where there are no spots to derive it from.
+        Microns per image pixel; needed where there are no spots to derive it from, and
+        :func:`sphistex.io.read_image` has not noted it.
     spot_pitch_um
         Distance between neighbouring spots in µm, as in :func:`microns_per_pixel`.
     key_added
@@ -119,6 +120,8 @@ def tissue_mask(
             spot_pitch_um=spot_pitch_um,
         )
         image_key, mpp, xy_px = spots.image_key, spots.mpp, spots.xy_px
+    elif mpp is None:
+        mpp = recorded_mpp(sdata, image_key)
     if mpp is None:
         raise ValueError("there are no spots to derive the scale from; pass mpp=, the microns per image pixel")
     image_key, image, transforms = resolve_image(sdata, image_key=image_key)

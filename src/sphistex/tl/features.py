@@ -19,7 +19,7 @@ from spatialdata.transformations.transformations import BaseTransformation
 from xarray import DataArray
 
 from sphistex import encoders
-from sphistex._section import check_mpp, has_spots, resolve_image, resolve_spots
+from sphistex._section import check_mpp, has_spots, recorded_mpp, resolve_image, resolve_spots
 from sphistex._store import check_free, record
 from sphistex.encoders.batching import check_batch_size
 from sphistex.encoders.tiling import Tiling
@@ -72,7 +72,8 @@ def superpixel_features(
         Mask of the tissue on the grid (1 where there is tissue); it is made by :func:`sphistex.pp.tissue_mask` if
         it does not exist. Superpixels outside are zero. None: all superpixels are encoded.
     mpp
-        Microns per pixel of the image; by default from the spots.
+        Microns per pixel of the image; by default from the spots or, without any, as :func:`sphistex.io.read_image`
+        noted them.
     key_added
         Name of the feature map.
     overwrite
@@ -156,14 +157,16 @@ def superpixel_features(
 
 
 def _image_and_scale(sdata: SpatialData, image_key: str | None, mpp: float | None) -> tuple[str | None, float]:
-    """The microns per pixel that are given, or those that the spots tell, and of which image."""
-    if mpp is None and not has_spots(sdata):
-        raise ValueError("mpp=None, and there are no spots that tell the scale: pass mpp=, the microns per image pixel")
-    if mpp is None:
+    """The microns per pixel that are given, or those that the spots or else the slide tell, and of which image."""
+    if mpp is not None:
+        check_mpp(mpp)
+        return image_key, mpp
+    if has_spots(sdata):
         spots = resolve_spots(sdata, image_key=image_key)
         return spots.image_key, spots.mpp
-    check_mpp(mpp)
-    return image_key, mpp
+    if (noted := recorded_mpp(sdata, image_key)) is None:
+        raise ValueError("mpp=None, and there are no spots that tell the scale: pass mpp=, the microns per image pixel")
+    return image_key, noted
 
 
 def _tissue(sdata: SpatialData, image_key: str, labels_key: str | None, grid: Grid) -> NDArray[np.bool_]:
