@@ -129,6 +129,22 @@ def test_genes_can_come_from_a_file(resolved, tmp_path: Path):
     assert sorted(read_zarr(store).tables["two"].var_names) == sorted(wanted)
 
 
+def test_several_stores_get_one_model(resolved, tmp_path: Path):
+    from spatialdata import read_zarr
+
+    store, _ = resolved
+    other = tmp_path / "other.zarr"
+    shutil.copytree(store, other)
+    extras = ["--key-added", "both", "--pictures", tmp_path / "pictures", "--genes", "5"]
+    done = call("run", store, other, *extras, *BUILT_IN, *QUICK)
+    assert done.exit_code == 0, done.output
+    for one, folder in ((store, "1_resolved"), (other, "2_other")):
+        assert read_zarr(one).tables["both"].uns["both"]["n_sections"] == 2
+        assert (tmp_path / "pictures" / folder / "expression.png").stat().st_size > 10_000
+    done = call("run", store, store, *BUILT_IN, *QUICK)
+    assert "Error: " in done.output and "twice" in done.output
+
+
 def test_a_folder_that_is_no_store_is_refused(tmp_path: Path):
     done = call("run", tmp_path)
     assert done.exit_code == 1

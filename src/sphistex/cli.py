@@ -60,7 +60,9 @@ def demo(out: Path, size_um: float, genes: int, seed: int, device: str | None, q
 
 
 @main.command()
-@click.argument("store", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument(
+    "stores", nargs=-1, required=True, metavar="STORE...", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
 @click.option(
     "--genes",
     help="Which genes: how many of the most variable ones, or names separated by commas, or a text file with one "
@@ -108,7 +110,7 @@ def demo(out: Path, size_um: float, genes: int, seed: int, device: str | None, q
 @click.option("--save-model", type=click.Path(file_okay=False, path_type=Path), help="Folder to save the model in.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def run(
-    store: Path,
+    stores: tuple[Path, ...],
     genes: str | None,
     pictures: Path | None,
     save_model: Path | None,
@@ -118,6 +120,8 @@ def run(
     **arguments: Any,
 ) -> None:
     """Super-resolve the section in STORE, a SpatialData folder (.zarr) with an H&E image and Visium spots.
+
+    Several STOREs are sections of the same tissue: one model is fitted to all of them, and each gets its result.
 
     The result is written into STORE: the table "superres" has one row per square of 8 µm and one column per gene,
     in counts, ready for scanpy. What is there already is kept; what takes long (describing the image) is kept too and
@@ -132,22 +136,29 @@ def run(
     Examples
       sphistex run section.zarr --pictures pictures
       sphistex run section.zarr --genes EPCAM,CD3E,COL1A1 --encoder efficientnet_lite0
+      sphistex run first.zarr second.zarr
     """  # noqa: D301
     with _reporting(quiet):
-        sdata = _read(store)
+        sections = [_read(store) for store in stores]
         from sphistex import tl
 
         chosen = _genes(genes)
-        model = tl.super_resolve(sdata, genes=chosen, **arguments, **_given({"epochs": epochs, "n_models": n_models}))
+        model = tl.super_resolve(
+            sections, genes=chosen, **arguments, **_given({"epochs": epochs, "n_models": n_models})
+        )
         key = arguments["key_added"]
-        table = sdata.tables[key]
-        click.echo(f"{store}: table {key!r} has {table.n_obs:,} superpixels × {table.n_vars} genes")
+        for store, sdata in zip(stores, sections, strict=True):
+            table = sdata.tables[key]
+            click.echo(f"{store}: table {key!r} has {table.n_obs:,} superpixels × {table.n_vars} genes")
         if save_model is not None:
             model.save(save_model)
             click.echo(f"{save_model}: the fitted model, for sphistex.nn.SuperResolver.load")
         if pictures is not None:
-            shown = list(table.var_names) if isinstance(chosen, list) else _most_patterned(sdata, key)
-            click.echo(f"{pictures}: {', '.join(_draw(sdata, key, shown[:_PICTURED], pictures))}")
+            for number, sdata in enumerate(sections, start=1):
+                folder = pictures if len(stores) == 1 else pictures / f"{number}_{stores[number - 1].stem}"
+                table = sdata.tables[key]
+                shown = list(table.var_names) if isinstance(chosen, list) else _most_patterned(sdata, key)
+                click.echo(f"{folder}: {', '.join(_draw(sdata, key, shown[:_PICTURED], folder))}")
 
 
 @main.command()

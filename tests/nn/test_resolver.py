@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from sphistex.bags import Bags
 from sphistex.grid import Grid
-from sphistex.nn import PRESETS, FeatureMap, FitParameters, Spots, SuperResolver, parameters
+from sphistex.nn import PRESETS, FeatureMap, FitParameters, Inputs, Spots, SuperResolver, parameters
 from sphistex.nn.resolver import _halves
 
 SIDE, N_GENES = 80, 5
@@ -177,6 +177,8 @@ def test_attention_uses_the_spots(section: Section, attentive: SuperResolver) ->
     counts[changed] = counts[changed][::-1] * 5
     other = Section()
     other.spots = replace(section.spots, counts=counts)
+    # without being rescaled as another section would be
+    model = replace(model, sections=[Inputs(other.features(), other.bags, other.spots).identity])
     difference = np.abs(other.map_of(model) - before).max(-1)
     row, column = np.indices(section.grid.shape)
     distance = np.hypot(

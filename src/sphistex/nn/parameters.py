@@ -81,7 +81,7 @@ class FitParameters:
     profile: Literal["components", "scaled"] = "components"
     thinned: bool = True
     own_dropout: float = 0.2
-    spotless: float = 0.0
+    spotless: float = 0.05
     enhanced_bags: bool = False
     epochs: int = 40
     patience: int | None = 5

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +19,6 @@ from sphistex._checks import check_genes
 from sphistex._elements import candidates, choose_image, transforms_of
 from sphistex._section import Section, resolve_section
 from sphistex.tl._genes import choose_genes
-
-Sections: TypeAlias = str | Mapping[str, Mapping[str, Any]]
 
 ELEMENTS = ("image_key", "shapes_key", "table_key", "coordinate_system", "mpp", "spot_pitch_um")
 # Spots of one model lie as far apart, up to this factor.
@@ -42,7 +40,7 @@ class Placed:
 
 def resolve_sections(
     data: SpatialData | Sequence[SpatialData],
-    sections: Sections | None,
+    sections: str | Mapping[str, Mapping[str, Any]] | None,
     elements: Mapping[str, Any],
     *,
     features_key: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -20,13 +20,13 @@ from sphistex.settings import settings
 from sphistex.tl._fit_folder import FitFolder
 from sphistex.tl._inputs import encoder_of, gather_inputs
 from sphistex.tl._members import OnWorkers
-from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
+from sphistex.tl._sections import Placed, about, common_genes, resolve_sections
 
 
 def fit(
     sdata: SpatialData | Sequence[SpatialData],
     *,
-    sections: Sections | None = None,
+    sections: str | Mapping[str, Mapping[str, Any]] | None = None,
     genes: int | Sequence[str] | None = None,
     preset: str = "default",
     image_key: str | None = None,

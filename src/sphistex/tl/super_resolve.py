@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from sphistex.pp.tissue import tissue_mask
 from sphistex.settings import settings
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
 from sphistex.tl._result import check_result_free
-from sphistex.tl._sections import Placed, Sections, about, common_genes, resolve_sections
+from sphistex.tl._sections import Placed, about, common_genes, resolve_sections
 from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import check_seed, fitted
@@ -26,7 +26,7 @@ from sphistex.tl.predict import predict_section
 def super_resolve(
     sdata: SpatialData | Sequence[SpatialData],
     *,
-    sections: Sections | None = None,
+    sections: str | Mapping[str, Mapping[str, Any]] | None = None,
     genes: int | Sequence[str] | None = None,
     encoder: Any = "auto",
     weights: str | Path | None = None,
