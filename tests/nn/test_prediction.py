@@ -63,3 +63,23 @@ def test_genes_one_at_a_time_are_the_same_map(section, model) -> None:
         alone: list[NDArray] = [mapper.counts(window, latent, slice(g, g + 1)) for g in range(GENES)]
         np.testing.assert_allclose(np.hstack(alone), together, rtol=1e-4, atol=1e-6)
         assert together.shape == (features.mask[window].sum(), GENES)
+
+
+def test_without_memory_for_all_windows_at_once_the_map_is_the_same(section, model, monkeypatch) -> None:
+    features, bags, spots = section
+    expected = model.predict_tissue(features, bags, spots)
+    network, sizes = model.module.network, list[int]()
+    attend = network.attend
+
+    def small(spots: torch.Tensor, superpixels: torch.Tensor, *masks: torch.Tensor) -> torch.Tensor:
+        if superpixels.shape[1] > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(superpixels.shape[1])
+        return attend(spots, superpixels, *masks)
+
+    monkeypatch.setattr(network, "attend", small)
+    with pytest.warns(UserWarning, match="no memory on cpu.*halved") as warned:
+        found = model.predict_tissue(features, bags, spots)
+    assert len(warned) == 1
+    assert 10 < max(sizes) <= 20
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

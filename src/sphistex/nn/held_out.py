@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sphistex.nn.histex import HISTEX
+from sphistex.nn.memory import Portions
 from sphistex.nn.mil import Objective
 from sphistex.nn.residuals import left_out
 from sphistex.nn.training import BagData
@@ -126,10 +127,10 @@ def _expected(
 ) -> NDArray[np.float64]:
     """Counts of some bags by every model, seeing the spots that are ``shown``, (n_models, n_bags, n_genes)."""
     data = replace(data, spot_mask=shown)
-    parts = [
-        objective.expected(data.latent(network, some), network.loadings, data.weight[some], None, data.depth_of(some))
-        .cpu()
-        .numpy()
-        for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE)
-    ]
+
+    def expected(some: Tensor) -> NDArray[np.float32]:
+        latent, depth = data.latent(network, some), data.depth_of(some)
+        return objective.expected(latent, network.loadings, data.weight[some], None, depth).cpu().numpy()
+
+    parts = Portions(_BAGS_AT_ONCE).of(torch.from_numpy(bags).to(shown.device), lambda some: [*map(expected, some)])
     return np.concatenate(parts, axis=1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Out of memory on the device: half as many bags at once, and on with it."""
+"""Out of memory on the device: half as much at once, and on with it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,14 @@ class Portions:
         self._warned = False
 
     def of(self, bags: Tensor, compute: Callable[[Sequence[Tensor]], _Result]) -> _Result:
-        """What ``compute`` makes of bags (..., n) in portions; it is called anew with smaller ones after each halving.
+        """What ``compute`` makes of bags in portions; it is called anew with smaller ones after each halving.
+
+        Parameters
+        ----------
+        bags
+            Their numbers (..., n), on the device that they are computed on.
+        compute
+            Gets all portions (..., n_portion), in order.
 
         Raises
         ------
@@ -41,7 +48,7 @@ class Portions:
                 if not _out_of_memory(error):
                     raise
                 tried = min(self.at_once, bags.shape[-1])
-                if tried == 1:
+                if tried <= 1:
                     raise MemoryError(
                         f"there is no memory for a single bag of superpixels on {bags.device}: fit fewer genes, fewer "
                         "models (n_models) or a smaller network (d, hidden), or use a device with more memory"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sphistex.nn.context import FeatureMap, Window, with_halo
+from sphistex.nn.memory import Portions
 from sphistex.nn.precision import computing_in
 from sphistex.nn.windows import Windows
 
@@ -47,6 +49,8 @@ class Mapper:
         Smoothed residuals of the spots; None without.
     interpolation
         What genes are mixed with that the model is not sure of; None where it is sure of all.
+    windows
+        How many windows, each a bag of superpixels, are looked at at once.
     """
 
     model: SuperResolver
@@ -54,6 +58,7 @@ class Mapper:
     positions: Positions
     correction: SmoothResiduals | None
     interpolation: Interpolation | None
+    windows: Portions = field(default_factory=lambda: Portions(_WINDOWS_AT_ONCE))
 
     @classmethod
     def of(cls, model: SuperResolver, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int) -> Mapper:
@@ -151,18 +156,23 @@ class Mapper:
         low = np.array([part.start for part in outer])
         place = torch.from_numpy(np.ravel_multi_index(tuple(np.moveaxis(members - low, -1, 0)), shape)).to(model.device)
         blend = torch.from_numpy(weight).to(model.device)
-        total = torch.zeros(model.parameters.n_models, superpixels.shape[1], model.parameters.d, device=model.device)
-        share = torch.zeros(superpixels.shape[1], device=model.device)
-        for first in range(0, len(centres), _WINDOWS_AT_ONCE):
-            part = slice(first, first + _WINDOWS_AT_ONCE)
-            tokens = self.positions.around((centres[part][:, ::-1] + 0.5) * model.pitch_um)
-            with computing_in(model.dtype, model.device):
-                attended = model.module.network.attend(
-                    torch.from_numpy(tokens)[None].to(model.device), superpixels[:, place[part]], None, blend[part] > 0
-                ).float()
-            where = place[part].flatten()
-            _add_at(total, where, (attended * blend[part][..., None]).flatten(1, 2))
-            _add_at(share[None], where, blend[part].flatten()[None])
+
+        def blended(portions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            """Sum of what the attention makes of the superpixels in all windows, and of their weights."""
+            size = model.parameters.n_models, superpixels.shape[1], model.parameters.d
+            total = torch.zeros(size, device=model.device)
+            share = torch.zeros(superpixels.shape[1], device=model.device)
+            for part in portions:
+                tokens = self.positions.around((centres[part.cpu().numpy()][:, ::-1] + 0.5) * model.pitch_um)
+                seen = torch.from_numpy(tokens)[None].to(model.device)
+                with computing_in(model.dtype, model.device):
+                    attended = model.module.network.attend(seen, superpixels[:, place[part]], None, blend[part] > 0)
+                where = place[part].flatten()
+                _add_at(total, where, (attended.float() * blend[part][..., None]).flatten(1, 2))
+                _add_at(share[None], where, blend[part].flatten()[None])
+            return total, share
+
+        total, share = self.windows.of(torch.arange(len(centres), device=model.device), blended)
         inside = np.zeros(shape, dtype=bool)
         inside[inner] = mask[window]
         chosen = torch.from_numpy(np.flatnonzero(inside)).to(model.device)

@@ -12,6 +12,7 @@ import zarr
 
 # Side of a chunk of the map in superpixels: what is read and written at once, and redone after an interruption.
 CHUNK = 64
+_DONE = "done.txt"
 # Row and column of the chunk, in chunks.
 Place: TypeAlias = tuple[int, int]
 
@@ -37,11 +38,12 @@ class ChunkRecord:
     def __init__(self, element: Path) -> None:
         name, self.array = next(iter(zarr.open_group(element, mode="r+", use_consolidated=False).arrays()))
         self._folder = Path(element) / name
-        self._path = self._folder / "done.txt"
+        self._path = self._folder / _DONE
 
-    def exists(self) -> bool:
-        """Whether the map has a record; a copy made by another library has none."""
-        return self._path.exists()
+    @staticmethod
+    def exists(element: Path) -> bool:
+        """Whether there is a map with a record; a copy made by another library has none."""
+        return any(Path(element).glob(f"*/{_DONE}"))
 
     def create(self) -> None:
         """An empty record."""

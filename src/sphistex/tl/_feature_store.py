@@ -65,7 +65,7 @@ def work_path(
 def home(sdata: SpatialData, key: str, work: Path) -> Path | None:
     """Folder of the map that is there, if it was made there, so that it is known what its chunks must be."""
     element = (Path(sdata.path) if sdata.is_backed() else work) / "images" / key
-    return element if element.exists() and ChunkRecord(element).exists() else None
+    return element if ChunkRecord.exists(element) else None
 
 
 def prepare(
@@ -77,11 +77,11 @@ def prepare(
     *,
     beside: Path | None,
 ) -> Path:
-    """Folder of the map in the store ``work``, which is made unless it exists.
+    """Folder of the map in the store ``work``, which is made unless an earlier call has begun it.
 
     The map is empty at first, and appears under its name only when all that describes it is there.
     """
-    if work.exists():
+    if ChunkRecord.exists(work / "images" / key):
         return work / "images" / key
     with explained(work):
         shape = (params["dim"], *grid.shape)
@@ -93,6 +93,7 @@ def prepare(
         write_store(unready, "images", key, element, beside=beside)
         zarr.open_group(unready / "images" / key, mode="r+", use_consolidated=False).attrs["sphistex"] = params
         ChunkRecord(unready / "images" / key).create()
+        shutil.rmtree(work, ignore_errors=True)
         os.rename(unready, work)
     return work / "images" / key
 
@@ -121,7 +122,7 @@ def check_complete(sdata: SpatialData, key: str) -> None:
     if not sdata.is_backed():
         return
     element = Path(sdata.path) / "images" / key
-    if not (element.exists() and ChunkRecord(element).exists()):
+    if not ChunkRecord.exists(element):
         return
     record = ChunkRecord(element)
     if lost := record.known().keys() - record.intact(thorough=False):
