@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dask.array as da
 import numpy as np
 import pytest
 from skimage.measure import block_reduce
+from spatialdata import SpatialData, get_pyramid_levels, read_zarr
+from spatialdata.models import Image2DModel
 from xarray import DataArray
 
-from sphistex._thumbnail import shrink
+from sphistex._thumbnail import cheapest, shrink
 
 
 @pytest.fixture
@@ -31,3 +35,13 @@ def test_strips_and_blocks_leave_no_seam(image: DataArray, monkeypatch: pytest.M
     monkeypatch.setattr("sphistex._thumbnail._STRIP_PX", 50_000)
     monkeypatch.setattr("sphistex._thumbnail._BLOCK_PX", 40)
     np.testing.assert_array_equal(shrink(image, 9), whole)
+
+
+def test_levels_are_read_where_they_are_stored_and_not_computed(image: DataArray, tmp_path: Path) -> None:
+    sdata = SpatialData(images={"he": Image2DModel.parse(image[:3], scale_factors=[2, 2, 2])})
+    sdata.write(tmp_path / "section.zarr")
+    stored = read_zarr(tmp_path / "section.zarr")
+    computed, on_disk = (list(get_pyramid_levels(one.images["he"])) for one in (sdata, stored))
+    assert cheapest(computed, 150) is computed[0]
+    assert cheapest(on_disk, 150) is on_disk[2]
+    assert cheapest(on_disk, 5000) is on_disk[0]

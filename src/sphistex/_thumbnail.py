@@ -12,6 +12,16 @@ from xarray import DataArray
 _STRIP_PX, _BLOCK_PX = 2**27, 2048
 
 
+def cheapest(levels: list[DataArray], at_least_px: int) -> DataArray:
+    """The level of a pyramid, the finest first, to make a picture of ``at_least_px`` from.
+
+    On disk it is the coarsest that is fine enough. Where coarse levels would be computed from the finest, which takes
+    many times as long as making that smaller here, it is the finest: it has the shortest graph.
+    """
+    fine = [level for level in levels if max(level.sizes["y"], level.sizes["x"]) >= at_least_px] or levels[:1]
+    return min(reversed(fine), key=lambda level: len(level.data.dask))
+
+
 def shrink(image: DataArray, factor: int) -> NDArray[np.uint8]:
     """An image made smaller: the means of squares of ``factor`` pixels, (y, x, 3). It is read strip by strip.
 

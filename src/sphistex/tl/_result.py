@@ -17,7 +17,7 @@ from xarray import DataArray
 
 from sphistex._section import Section
 from sphistex._store import add_element, check_free, record
-from sphistex._thumbnail import shrink
+from sphistex._thumbnail import cheapest, shrink
 from sphistex.nn import SuperResolver
 from sphistex.tl._trust import gene_table, record_of
 
@@ -125,12 +125,9 @@ def _covered(weights: sparse.csr_matrix, mask: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _spatial(section: Section, element: Any) -> dict[str, Any]:
-    """Thumbnail and scale factors, as squidpy and scanpy expect them of Visium.
-
-    Of a pyramid the coarsest level that is fine enough is read.
-    """
+    """Thumbnail and scale factors, as squidpy and scanpy expect them of Visium."""
     levels = [section.image] if isinstance(element, DataArray) else list(get_pyramid_levels(element))
-    level = next((one for one in reversed(levels) if max(one.sizes["y"], one.sizes["x"]) >= _THUMBNAIL_PX), levels[0])
+    level = cheapest(levels, _THUMBNAIL_PX)
     factor = max(1, -(-max(level.sizes["y"], level.sizes["x"]) // _THUMBNAIL_PX))
     scale = level.sizes["x"] / section.image.sizes["x"] / factor
     return {
