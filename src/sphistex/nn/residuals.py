@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ _MAX_SPOTS_FOR_CHOICE = 1200
 _REACH = 12.0
 # Nodes of a lattice on which smooth maps are evaluated before they are interpolated, per length.
 _NODES_PER_LENGTH = 4
+# Numbers of spots and genes of which several arrays are in memory at once.
+_MAX_NUMBERS = 4_000_000
 # Others that say what a left-out spot's residual is.
 _NEAREST = 60
 
@@ -73,13 +76,24 @@ class SmoothResiduals:
         >>> bool(np.abs(smooth(xy) - field).mean() < 0.25)
         True
         """
-        xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
+        xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals)
         length, ratio, evidence = _choose(xy_um, residuals, seed)
-        coefficients = np.zeros_like(residuals)
+        coefficients = np.zeros(residuals.shape, np.result_type(residuals, np.float32))
         for genes, one_length, one_ratio in _alike(length, ratio):
             system = cho_factor(_system(xy_um, one_length, one_ratio), lower=True)
-            coefficients[:, genes] = one_ratio * cho_solve(system, residuals[:, genes])
+            for some in _parts(genes, len(xy_um)):
+                coefficients[:, some] = one_ratio * cho_solve(system, residuals[:, some].astype(np.float64))
         return cls(xy_um, coefficients, length, ratio, evidence)
+
+    def take(self, genes: NDArray[np.intp]) -> SmoothResiduals:
+        """Those of some genes."""
+        return SmoothResiduals(
+            self.xy_um,
+            self.coefficients[:, genes],
+            self.length_um[genes],
+            self.signal_to_noise[genes],
+            self.evidence[genes],
+        )
 
     def __call__(self, xy_um: NDArray) -> NDArray[np.float64]:
         """Smoothed residuals at places (n, 2) in µm → (n, n_genes)."""
@@ -158,7 +172,7 @@ def left_out(xy_um: NDArray, residuals: NDArray, spots: NDArray[np.intp], *, see
     -------
     (n, n_genes).
     """
-    xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
+    xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals)
     k = min(_NEAREST, len(xy_um) - 1)
     out = np.zeros((len(spots), residuals.shape[1]))
     if k < 1:
@@ -204,15 +218,25 @@ def _choose(
     if len(xy_um) > _MAX_SPOTS_FOR_CHOICE:
         chosen = np.random.default_rng(seed).choice(len(xy_um), _MAX_SPOTS_FOR_CHOICE, replace=False)
         xy_um, residuals = xy_um[chosen], residuals[chosen]
-    options, likelihood = [], []
-    for length in LENGTHS_UM:
+    options = np.array(list(product(LENGTHS_UM, SIGNAL_TO_NOISE)))
+    likelihood = np.empty((len(LENGTHS_UM), len(SIGNAL_TO_NOISE), residuals.shape[1]))
+    for of_length, length in zip(likelihood, LENGTHS_UM, strict=True):
         values, vectors = eigh(_kernel(xy_um, xy_um, length))
-        squares = (vectors.T @ residuals) ** 2
-        for ratio in SIGNAL_TO_NOISE:
-            variance = ratio * np.maximum(values, 0)[:, None] + 1.0
-            noise = np.maximum((squares / variance).mean(0), 1e-300)
-            options.append((length, ratio))
-            likelihood.append(-0.5 * (len(xy_um) * np.log(noise) + np.log(variance).sum()))
-    length, ratio = np.array(options)[np.argmax(likelihood, axis=0)].T
+        variances = [ratio * np.maximum(values, 0)[:, None] + 1.0 for ratio in SIGNAL_TO_NOISE]
+        for some in _parts(np.arange(residuals.shape[1]), len(xy_um)):
+            squares = (vectors.T @ residuals[:, some].astype(np.float64)) ** 2
+            for found, variance in zip(of_length, variances, strict=True):
+                noise = np.maximum((squares / variance).mean(0), 1e-300)
+                found[some] = -0.5 * (len(xy_um) * np.log(noise) + np.log(variance).sum())
+    likelihood = likelihood.reshape(len(options), -1)
+    length, ratio = options[np.argmax(likelihood, axis=0)].T
     noise_alone = likelihood[SIGNAL_TO_NOISE.index(0.0)]
     return length, ratio, np.max(likelihood, axis=0) - noise_alone
+
+
+def _parts(genes: NDArray, n_rows: int) -> Iterator[NDArray[np.intp]]:
+    """Genes (indices, or boolean) in parts, of each of which a few arrays with ``n_rows`` fit in little memory."""
+    index = np.flatnonzero(genes) if genes.dtype == bool else genes
+    at_once = max(1, _MAX_NUMBERS // n_rows)
+    for first in range(0, len(index), at_once):
+        yield index[first : first + at_once]

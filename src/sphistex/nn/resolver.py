@@ -30,7 +30,7 @@ from sphistex.nn.neighbours import Positions
 from sphistex.nn.parameters import FitParameters
 from sphistex.nn.pooling import PLACE_UM, mean_of, pooling
 from sphistex.nn.precision import fastest_dtype
-from sphistex.nn.prediction import GENES_AT_ONCE, Mapper
+from sphistex.nn.prediction import Mapper
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean, train
 
@@ -224,15 +224,18 @@ class SuperResolver:
         ------
         A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
         """
-        spots, bags = _pooled(spots, bags)
-        mapper = Mapper.of(self, features, bags, spots, seed=seed)
+        mapper = self.mapper(features, bags, spots, seed=seed)
         for window in features.blocks():
-            latent, inside = mapper.latent(window), features.mask[window]
+            inside = features.mask[window]
             rates = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
-            for first in range(0, len(self.genes), GENES_AT_ONCE):
-                genes = slice(first, first + GENES_AT_ONCE)
-                rates[inside, genes] = mapper.counts(window, latent, genes)
+            for genes, values in mapper.parts(window):
+                rates[inside, genes] = values
             yield window, rates
+
+    def mapper(self, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int = 0) -> Mapper:
+        """What makes latent maps and counts of any block; arguments as in :meth:`predict`."""
+        spots, bags = _pooled(spots, bags)
+        return Mapper.of(self, features, bags, spots, seed=seed)
 
     def predict_tissue(
         self,
@@ -256,12 +259,13 @@ class SuperResolver:
         -------
         (n_tissue_superpixels, n_genes), row by row.
         """
-        mask = features.mask
-        out = np.empty((int(mask.sum()), len(self.genes)), dtype=np.float32)
-        for window, rates in self.predict(features, bags, spots, seed=seed):
-            inside = mask[window]
-            out[features.places(window)] = rates[inside]
-            on_block(int(inside.sum()))
+        out = np.empty((int(features.mask.sum()), len(self.genes)), dtype=np.float32)
+        mapper = self.mapper(features, bags, spots, seed=seed)
+        for window in features.blocks():
+            places = features.places(window)
+            for genes, values in mapper.parts(window):
+                out[places, genes] = values
+            on_block(len(places))
         return out
 
     def save(self, path: str | Path) -> None:
