@@ -30,6 +30,21 @@ _WINDOWS_AT_ONCE = 256
 _BAGS_AT_ONCE = 256
 # Genes whose counts of a block are made at once.
 _GENES_AT_ONCE = 1024
+# Sides of blocks, and about what a superpixel of a block takes in the meantime, features of 1,024 values included.
+_BLOCKS = (128, 96, 64, 32)
+_BYTES_PER_SUPERPIXEL = 45_000
+
+
+def block_within(memory_gb: float) -> int:
+    """Side in superpixels of the largest blocks that a quarter of the memory is enough for.
+
+    Examples
+    --------
+    >>> block_within(4.0), block_within(0.5)
+    (128, 32)
+    """
+    fitting = [side for side in _BLOCKS if side**2 * _BYTES_PER_SUPERPIXEL <= memory_gb / 4 * 2**30]
+    return max(fitting, default=_BLOCKS[-1])
 
 
 @dataclass(frozen=True)

@@ -228,10 +228,10 @@ def _choose(
             for found, variance in zip(of_length, variances, strict=True):
                 noise = np.maximum((squares / variance).mean(0), 1e-300)
                 found[some] = -0.5 * (len(xy_um) * np.log(noise) + np.log(variance).sum())
-    likelihood = likelihood.reshape(len(options), -1)
-    length, ratio = options[np.argmax(likelihood, axis=0)].T
-    noise_alone = likelihood[SIGNAL_TO_NOISE.index(0.0)]
-    return length, ratio, np.max(likelihood, axis=0) - noise_alone
+    of_option = likelihood.reshape(len(options), -1)
+    length, ratio = options[np.argmax(of_option, axis=0)].T
+    noise_alone = of_option[SIGNAL_TO_NOISE.index(0.0)]
+    return length, ratio, np.max(of_option, axis=0) - noise_alone
 
 
 def _parts(genes: NDArray, n_rows: int) -> Iterator[NDArray[np.intp]]:

@@ -14,6 +14,8 @@ from sphistex._checks import check_tissue_spots
 from sphistex._section import Section
 from sphistex.bags import Bags
 from sphistex.nn import FeatureMap, Spots
+from sphistex.nn.prediction import block_within
+from sphistex.settings import settings
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def gather_inputs(
         pitch_um=section.pitch_um,
         counts=np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float32),
     )
-    return Inputs(FeatureMap(features, mask, context), bags.take(kept), spots)
+    return Inputs(FeatureMap(features, mask, context, block=block_within(settings.memory_gb)), bags.take(kept), spots)
 
 
 def tissue_of(sdata: SpatialData, section: Section, tissue_key: str) -> np.ndarray:

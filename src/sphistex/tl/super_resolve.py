@@ -21,7 +21,7 @@ from sphistex.tl._result import check_result_free
 from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import check_seed, fit_section
-from sphistex.tl.predict import predict_section
+from sphistex.tl.predict import held_lazily, predict_section
 
 
 def super_resolve(
@@ -42,6 +42,7 @@ def super_resolve(
     key_added: str = "superres",
     conserve_counts: bool = False,
     drop_genes: Literal["chance", "interpolation"] | None = None,
+    lazy: bool | None = None,
     strict: bool = False,
     overwrite: bool = False,
     seed: int | None = None,
@@ -81,6 +82,9 @@ def super_resolve(
     drop_genes
         Leave out genes that were predicted no better than by ``"chance"``, or also those that were predicted no better
         than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
+    lazy
+        Keep what counts are read from, and compute them when they are asked for, gene by gene; False computes all of
+        them now. By default where they would take more than half of ``settings.memory_gb``, see :func:`predict`.
     strict
         Refuse counts that look normalised instead of warning.
     overwrite
@@ -149,6 +153,7 @@ def super_resolve(
     names = choose_genes(section.table, genes)
     model_encoder = encoders.get(encoder, weights=weights, device=device)
     _ensure_tissue(sdata, section, tissue_key)
+    lazy = held_lazily(tissue_of(sdata, section, tissue_key), len(names), lazy, conserve_counts)
     superpixel_features(
         sdata,
         encoder=model_encoder,
@@ -171,6 +176,7 @@ def super_resolve(
         key_added=key_added,
         conserve_counts=conserve_counts,
         drop_genes=drop_genes,
+        lazy=lazy,
         overwrite=overwrite,
     )
     return model
