@@ -109,7 +109,7 @@ class LazyCounts(da.Array):
         """Only what is asked for is computed: without this, whole chunks of genes would be."""
         rows, genes = index if isinstance(index, tuple) and len(index) == 2 else (index, slice(None))
         chosen = np.arange(self.shape[1])[np.asarray(genes) if isinstance(genes, list) else genes]
-        if rows is Ellipsis or np.size(chosen) == self.shape[1] and (chosen == np.arange(self.shape[1])).all():
+        if rows is Ellipsis or not np.size(chosen) or np.array_equal(chosen, np.arange(self.shape[1])):
             return super().__getitem__(index)
         some = _array(self.counts.take(np.atleast_1d(chosen)))
         return some[rows] if np.ndim(chosen) else some[rows][..., 0]

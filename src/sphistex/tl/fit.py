@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from spatialdata import SpatialData
@@ -22,7 +22,7 @@ from sphistex.tl._trust import section_id
 def fit(
     sdata: SpatialData,
     *,
-    genes: int | Sequence[str] | None = None,
+    genes: int | Sequence[str] | Literal["all"] | None = None,
     preset: str = "default",
     image_key: str | None = None,
     shapes_key: str | None = None,
@@ -48,7 +48,8 @@ def fit(
         SpatialData with an H&E image, Visium spots and their raw counts, a tissue mask
         (:func:`sphistex.pp.tissue_mask`) and a feature map (:func:`sphistex.tl.superpixel_features`).
     genes
-        Names of genes; or how many of the most variable ones; None for 1,000.
+        Names of genes; or how many of the most variable ones; None for 1,000; or ``"all"`` that are seen in enough
+        spots to have a pattern: in 2 % of them, or in 100 where that is less.
     preset
         ``"default"``, what measured best; or ``"paper"``, the published configuration.
     image_key, shapes_key, table_key, coordinate_system

@@ -175,7 +175,7 @@ def held_lazily(mask: NDArray[np.bool_], n_genes: int, lazy: bool | None, conser
     """
     if lazy is not None and not isinstance(lazy, bool):
         raise TypeError(f"lazy={lazy!r} must be True, False or None")
-    size_gb = mask.sum() * n_genes * 4 / 2**30
+    size_gb = int(mask.sum()) * n_genes * 4 / 2**30
     chosen = size_gb > settings.memory_gb / 2 if lazy is None else lazy
     if chosen and conserve_counts:
         raise ValueError(

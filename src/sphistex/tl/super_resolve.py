@@ -27,7 +27,7 @@ from sphistex.tl.predict import held_lazily, predict_section
 def super_resolve(
     sdata: SpatialData,
     *,
-    genes: int | Sequence[str] | None = None,
+    genes: int | Sequence[str] | Literal["all"] | None = None,
     encoder: Any = "auto",
     weights: str | Path | None = None,
     preset: str = "default",
@@ -62,7 +62,8 @@ def super_resolve(
         table of their raw counts, such as from ``spatialdata_io.visium``, ``spatialdata_io.visium_hd``,
         :func:`sphistex.io.from_spots` or :func:`sphistex.io.read_st`.
     genes
-        Names of genes; or how many of the most variable ones; None for 1,000.
+        Names of genes; or how many of the most variable ones; None for 1,000; or ``"all"`` that are seen in enough
+        spots to have a pattern: in 2 % of them, or in 100 where that is less.
     encoder, weights, device
         Image encoder, file with its weights, and torch device; see :func:`sphistex.encoders.get`.
     preset
