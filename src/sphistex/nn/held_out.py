@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sphistex._parts import gene_parts
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.mil import Objective
 from sphistex.nn.residuals import left_out
@@ -52,13 +53,9 @@ class HeldOut:
         first (empirical Bayes), and a gene's share is its posterior mean. Each gene's likelihood is Poisson's, made as
         flat as its counts are overdispersed (quasi-likelihood).
         """
-        likelihood = np.empty((len(_SHARES), self.counts.shape[1]))
-        dispersion = np.full(self.counts.shape[1], np.inf)
-        for row, share in zip(likelihood, _SHARES, strict=True):
-            mix = self.mixed(share).expected
-            row[:] = (self.counts * np.log(mix + _TINY) - mix).sum(0)
-            dispersion = np.minimum(dispersion, ((self.counts - mix) ** 2 / (mix + _TINY)).mean(0))
-        likelihood /= np.maximum(dispersion, 1)
+        likelihood = np.concatenate(
+            [self.take(genes)._likelihood() for genes in gene_parts(*self.counts.shape)], axis=1
+        )
         likelihood = np.exp(likelihood - likelihood.max(0))
         prior = np.full((len(_SHARES), 1), 1 / len(_SHARES))
         for _ in range(_STEPS_OF_PRIOR):
@@ -66,6 +63,23 @@ class HeldOut:
             posterior /= posterior.sum(0)
             prior = posterior.mean(1, keepdims=True)
         return _SHARES @ posterior
+
+    def _likelihood(self) -> NDArray[np.float64]:
+        """Logarithm of the likelihood of each share of the model, (n_shares, n_genes)."""
+        likelihood = np.empty((len(_SHARES), self.counts.shape[1]))
+        dispersion = np.full(self.counts.shape[1], np.inf)
+        for row, share in zip(likelihood, _SHARES, strict=True):
+            mix = self.mixed(share).expected
+            row[:] = (self.counts * np.log(mix + _TINY) - mix).sum(0)
+            dispersion = np.minimum(dispersion, ((self.counts - mix) ** 2 / (mix + _TINY)).mean(0))
+        return likelihood / np.maximum(dispersion, 1)
+
+    def take(self, genes: slice) -> HeldOut:
+        """Those of some genes, in double precision."""
+        counts, expected, interpolated = (
+            x[:, genes].astype(np.float64) for x in (self.counts, self.expected, self.interpolated)
+        )
+        return HeldOut(self.area, counts, expected, interpolated)
 
     def mixed(self, image_share: NDArray[np.floating] | float) -> HeldOut:
         """The same spots, predicted by the mix."""
@@ -122,11 +136,12 @@ def predict_held_out(
 @torch.no_grad()
 def _expected(
     network: HISTEX, objective: Objective, data: BagData, shown: Tensor, bags: NDArray[np.intp]
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """Counts of some bags by every model, seeing the spots that are ``shown``, (n_models, n_bags, n_genes)."""
     data = replace(data, spot_mask=shown)
-    parts = [
-        objective.expected(data.latent(network, some), network.loadings, data.weight[some]).cpu().numpy()
-        for some in torch.from_numpy(bags).to(shown.device).split(_BAGS_AT_ONCE)
-    ]
-    return np.concatenate(parts, axis=1).astype(np.float64)
+    out = np.empty((len(network.loadings.weight), len(bags), data.counts.shape[1]), dtype=np.float32)
+    for first in range(0, len(bags), _BAGS_AT_ONCE):
+        some = torch.from_numpy(bags[first : first + _BAGS_AT_ONCE]).to(shown.device)
+        found = objective.expected(data.latent(network, some), network.loadings, data.weight[some])
+        out[:, first : first + _BAGS_AT_ONCE] = found.cpu().numpy()
+    return out

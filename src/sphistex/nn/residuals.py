@@ -18,6 +18,8 @@ from scipy.linalg import cho_factor, cho_solve, eigh
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from sphistex._parts import gene_parts
+
 LENGTHS_UM = (60.0, 120.0, 240.0, 480.0)
 SIGNAL_TO_NOISE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
 # The choice of length and nugget needs no more spots than this; its cost grows with their third power.
@@ -26,8 +28,6 @@ _MAX_SPOTS_FOR_CHOICE = 1200
 _REACH = 12.0
 # Nodes of a lattice on which smooth maps are evaluated before they are interpolated, per length.
 _NODES_PER_LENGTH = 4
-# Numbers of spots and genes of which several arrays are in memory at once.
-_MAX_NUMBERS = 4_000_000
 # Others that say what a left-out spot's residual is.
 _NEAREST = 60
 
@@ -81,7 +81,9 @@ class SmoothResiduals:
         coefficients = np.zeros(residuals.shape, np.result_type(residuals, np.float32))
         for genes, one_length, one_ratio in _alike(length, ratio):
             system = cho_factor(_system(xy_um, one_length, one_ratio), lower=True)
-            for some in _parts(genes, len(xy_um)):
+            index = np.flatnonzero(genes)
+            for part in gene_parts(len(xy_um), len(index)):
+                some = index[part]
                 coefficients[:, some] = one_ratio * cho_solve(system, residuals[:, some].astype(np.float64))
         return cls(xy_um, coefficients, length, ratio, evidence)
 
@@ -223,7 +225,7 @@ def _choose(
     for of_length, length in zip(likelihood, LENGTHS_UM, strict=True):
         values, vectors = eigh(_kernel(xy_um, xy_um, length))
         variances = [ratio * np.maximum(values, 0)[:, None] + 1.0 for ratio in SIGNAL_TO_NOISE]
-        for some in _parts(np.arange(residuals.shape[1]), len(xy_um)):
+        for some in gene_parts(*residuals.shape):
             squares = (vectors.T @ residuals[:, some].astype(np.float64)) ** 2
             for found, variance in zip(of_length, variances, strict=True):
                 noise = np.maximum((squares / variance).mean(0), 1e-300)
@@ -232,11 +234,3 @@ def _choose(
     length, ratio = options[np.argmax(of_option, axis=0)].T
     noise_alone = of_option[SIGNAL_TO_NOISE.index(0.0)]
     return length, ratio, np.max(of_option, axis=0) - noise_alone
-
-
-def _parts(genes: NDArray, n_rows: int) -> Iterator[NDArray[np.intp]]:
-    """Genes (indices, or boolean) in parts, of each of which a few arrays with ``n_rows`` fit in little memory."""
-    index = np.flatnonzero(genes) if genes.dtype == bool else genes
-    at_once = max(1, _MAX_NUMBERS // n_rows)
-    for first in range(0, len(index), at_once):
-        yield index[first : first + at_once]

@@ -38,6 +38,8 @@ from sphistex.nn.training import BagData, TrainingLog, folds, initialise_at_mean
 _MAX_INSTANCES = 300_000
 # Bins closer than this are pooled into larger bags for training.
 _SMALLEST_BAG_UM = 16.0
+# Spots whose counts are drawn into halves at once.
+_SPOTS_AT_ONCE = 256
 # Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
 _INSTANCES_PER_BATCH = 1000
 
@@ -398,10 +400,12 @@ def _pooled(spots: Spots, bags: Bags) -> tuple[Spots, Bags]:
 
 def _halves(counts: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Counts drawn into two halves whose noise is independent, each on the scale of the whole."""
-    whole = torch.from_numpy(np.floor(counts))
-    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape)).numpy()
-    first += 0.5 * (counts % 1)
-    first *= 2
+    first = np.empty_like(counts)
+    for some in range(0, len(counts), _SPOTS_AT_ONCE):
+        part = slice(some, some + _SPOTS_AT_ONCE)
+        whole = torch.from_numpy(np.floor(counts[part]))
+        drawn = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape)).numpy()
+        first[part] = 2 * drawn + counts[part] % 1
     return first, 2 * counts - first
 
 
