@@ -37,9 +37,10 @@ from sphistex.encoders.base import resolve_device
 from sphistex.encoders.tiling import Block, Tiling
 from sphistex.encoders.timm_vit import UNI_ARCHITECTURE, TimmViT
 from sphistex.nn import HISTEX, FeatureMap, parameters
+from sphistex.nn.genes import GeneReader
 from sphistex.nn.mil import PoissonCounts
 from sphistex.nn.precision import fastest_dtype
-from sphistex.nn.prediction import GENES_AT_ONCE, Mapper
+from sphistex.nn.prediction import Mapper
 from sphistex.nn.profiles import LogProfiles
 from sphistex.nn.training import BagData, folds, initialise_at_mean, train
 
@@ -355,7 +356,7 @@ def prediction(
             network=trained.network, objective=trained.objective, scaling=SimpleNamespace(mean=blank, std=blank + 1)
         ),
         parameters=trained.parameters,
-        genes=range(n_genes),
+        image_share=np.ones(n_genes),
         pitch_um=8.0,
         window_um=27.5,
         device=device,
@@ -366,13 +367,13 @@ def prediction(
         places, trained.profile(trained.data.counts[: arguments.spots]), model.parameters.neighbours
     )
     mask = np.ones((side, side), dtype=bool)
-    mapper = Mapper(model, FeatureMap(feature_map, mask, model.parameters.context), positions, None, None)
+    features = FeatureMap(feature_map, mask, model.parameters.context)
+    mapper = Mapper(model, features, positions, GeneReader.of(model, None, None))
     windows = list(mapper.features.blocks())
 
     def block(window: Any) -> None:
-        latent = mapper.latent(window)
-        for first in range(0, n_genes, GENES_AT_ONCE):
-            mapper.counts(window, latent, slice(first, first + GENES_AT_ONCE))
+        for _ in mapper.parts(window):
+            pass
 
     operations = counted(lambda: block(windows[0])) * mask.size / mask[windows[0]].size  # the device warms up
     _, seconds = timed(device, lambda: [block(window) for window in windows])

@@ -124,6 +124,21 @@ def check_genes(table: AnnData, genes: Sequence[str], name: str = "table") -> li
     return chosen
 
 
+def check_open(table: AnnData, name: str) -> None:
+    """Refuse a result without counts.
+
+    Raises
+    ------
+    ValueError
+        If ``X`` is None, as in a lazy result that was read from disk.
+    """
+    if table.X is None:
+        raise ValueError(
+            f"table {name!r} has no counts in X: a lazy result that was read from disk gets them back with "
+            f"sphistex.tl.open_genes(sdata, key={name!r})"
+        )
+
+
 def check_tissue_spots(on_tissue: NDArray[np.bool_]) -> None:
     """Refuse a section with too few spots on tissue to learn from.
 

@@ -117,6 +117,18 @@ def move_into_store(staged: Path, store: Path, kind: Kind, name: str) -> None:
     consolidate(store)
 
 
+def remove_element(sdata: SpatialData, kind: Kind, name: str) -> None:
+    """Remove an element in memory and from the store, if there is one of that name."""
+    if name in getattr(sdata, kind):
+        del getattr(sdata, kind)[name]
+    if sdata.is_backed() and (element := Path(sdata.path) / kind / name).exists():
+        gone = staging_path(sdata.path, f"{kind}-{name}-removed")
+        _drop_consolidated_metadata(Path(sdata.path))
+        os.rename(element, gone)
+        consolidate(sdata.path)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
 def attach(sdata: SpatialData, kind: Kind, name: str, element: Any) -> None:
     """Put an element into ``sdata`` in memory, in the place of one of the same name if there is one."""
     with warnings.catch_warnings():

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from sphistex._parts import gene_parts
+
 if TYPE_CHECKING:
     from sphistex.nn.held_out import HeldOut
 
@@ -87,15 +89,17 @@ class Calibration:
         """
         if len(held_out.counts) < MIN_SPOTS:
             raise ValueError(f"{len(held_out.counts)} left-out spots are too few to learn from: {MIN_SPOTS} are needed")
-        counts = np.rint(held_out.counts).astype(np.float64)
-        mean = counts.mean(0) / held_out.area.mean()
-        level = held_out.area[:, None] * mean
-        expected = _floored(held_out.expected, level)
-        variance = _most_likely(counts, expected, level)
-        shape, chance = _nb(expected, _spread(variance, expected, level))
-        below, at = stats.nbinom.cdf(counts - 1, shape, chance), stats.nbinom.pmf(counts, shape, chance)
-        rank = below + np.random.default_rng(seed).random(counts.shape) * at
-        coverage = np.quantile(np.abs(2 * rank - 1), _LEVELS)
+        parts = list(gene_parts(*held_out.counts.shape))
+        mean = np.concatenate([_looked_at(held_out, some)[0].mean(0) for some in parts]) / held_out.area.mean()
+        variance = _most_likely(np.concatenate([_likelihood(*_looked_at(held_out, some)) for some in parts], axis=1))
+        random = np.random.default_rng(seed)
+        off = np.empty(held_out.counts.shape, dtype=np.float32)
+        for some in parts:
+            counts, expected, level = _looked_at(held_out, some)
+            shape, chance = _nb(expected, _spread(variance[some], expected, level))
+            below, at = stats.nbinom.cdf(counts - 1, shape, chance), stats.nbinom.pmf(counts, shape, chance)
+            off[:, some] = np.abs(2 * (below + random.random(counts.shape) * at) - 1)
+        coverage = np.quantile(off, _LEVELS).astype(np.float64)
         side_um = float(np.sqrt(held_out.area.mean()) * pitch_um)
         return cls(mean, variance, side_um, pitch_um, coverage, len(counts))
 
@@ -217,11 +221,22 @@ def _nb(mean: NDArray, extra: NDArray) -> tuple[NDArray, NDArray]:
     return shape, shape / (shape + mean)
 
 
-def _most_likely(counts: NDArray, expected: NDArray, level: NDArray) -> NDArray[np.float64]:
-    """Relative variance of each gene's error (n_genes,) under which its counts are most likely."""
-    likelihood = np.array(
+def _looked_at(held_out: HeldOut, genes: slice) -> tuple[NDArray, NDArray, NDArray]:
+    """Counts of some genes, what was predicted, and their mean for the same area, all (n_spots, n_some_genes)."""
+    counts = np.rint(held_out.counts[:, genes]).astype(np.float64)
+    level = held_out.area[:, None] * (counts.mean(0) / held_out.area.mean())
+    return counts, _floored(held_out.expected[:, genes].astype(np.float64), level), level
+
+
+def _likelihood(counts: NDArray, expected: NDArray, level: NDArray) -> NDArray[np.float64]:
+    """Logarithm of the likelihood of each gene's counts (n_variances, n_genes) under the ``_VARIANCES``."""
+    return np.array(
         [stats.nbinom.logpmf(counts, *_nb(expected, _spread(v, expected, level))).sum(0) for v in _VARIANCES]
     )
+
+
+def _most_likely(likelihood: NDArray) -> NDArray[np.float64]:
+    """Relative variance of each gene's error (n_genes,) under which its counts are most likely."""
     alone = np.log(_VARIANCES[likelihood.argmax(0)])
     prior = -((np.log(_VARIANCES)[:, None] - np.median(alone)) ** 2) / (2 * _PRIOR**2)
     return _VARIANCES[(likelihood + prior).argmax(0)]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Everything else is imported inside the commands, so that --help is there at once.
 
 _PICTURED = 4
+# The most counted genes, among which those to be pictured are looked for.
+_LOOKED_AT = 200
 _DEVICE_HELP = "Where to compute: cpu, cuda (an NVIDIA card) or mps (a Mac's).  [default: the fastest there is]"
 
 
@@ -66,7 +68,12 @@ def demo(out: Path, size_um: float, genes: int, seed: int, device: str | None, q
 @click.option(
     "--genes",
     help="Which genes: how many of the most variable ones, or names separated by commas, or a text file with one "
-    "name per line.  [default: the 1000 most variable]",
+    "name per line, or all (those seen in enough spots).  [default: the 1000 most variable]",
+)
+@click.option(
+    "--lazy/--dense",
+    default=None,
+    help="Store what counts are read from, for sphistex.tl.open_genes, or all counts.  [default: whichever fits]",
 )
 @click.option(
     "--encoder",
@@ -142,7 +149,7 @@ def run(
         sections = [_read(store) for store in stores]
         from sphistex import tl
 
-        chosen = _genes(genes)
+        chosen = genes if genes == "all" else _genes(genes)
         model = tl.super_resolve(
             sections, genes=chosen, **arguments, **_given({"epochs": epochs, "n_models": n_models})
         )
@@ -293,12 +300,16 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _most_patterned(sdata: SpatialData, key: str) -> list[str]:
-    """Genes of a result, those first whose counts vary most for their mean."""
+    """Genes of a result that are counted often, those first whose counts vary most for their mean."""
     import numpy as np
 
-    counts = sdata.tables[key].X
+    table = sdata.tables[key]
+    spots = sdata.tables[table.uns[key]["section"]["table_key"]]
+    counted = np.asarray(spots[:, table.var_names].X.sum(0)).ravel()
+    table = table[:, np.argsort(-counted, kind="stable")[:_LOOKED_AT]]
+    counts = np.asarray(table.X)
     order = np.argsort(-counts.var(axis=0) / np.maximum(counts.mean(axis=0), 1e-9))
-    return list(sdata.tables[key].var_names[order])
+    return list(table.var_names[order])
 
 
 def _draw(sdata: SpatialData, key: str, genes: list[str], folder: Path) -> list[str]:

@@ -32,6 +32,10 @@ class Settings:
         Threads that read and prepare image tiles.
     seed
         Seed of everything random.
+    memory_gb
+        Memory in GB for the large arrays of a prediction, beside that of the section, the model and the libraries. A
+        table of counts that would take more than half of it is kept lazily, and the smaller it is, the smaller are the
+        blocks in which a section is predicted.
 
     Raises
     ------
@@ -55,6 +59,7 @@ class Settings:
     progress: bool = True
     n_workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     seed: int = 0
+    memory_gb: float = 4.0
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in (known := [entry.name for entry in fields(self)]):
@@ -74,6 +79,8 @@ def _checked(name: str, value: Any) -> Any:
         least = 1 if name == "n_workers" else 0
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"settings.{name}={value!r}: give a whole number of at least {least}")
+    if name == "memory_gb" and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        raise ValueError(f"settings.{name}={value!r}: give a number of GB above 0")
     return value
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sphistex.bags import Bags
 from sphistex.grid import Grid
 from sphistex.nn import FeatureMap, Spots, SuperResolver, parameters
+from sphistex.nn.genes import GeneReader
 from sphistex.nn.prediction import Mapper
 
 ROWS, COLUMNS, DIM, GENES = 50, 44, 6, 5
@@ -83,3 +84,35 @@ def test_without_memory_for_all_windows_at_once_the_map_is_the_same(section, mod
     assert len(warned) == 1
     assert 10 < max(sizes) <= 20
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_some_genes_read_from_stored_arrays_are_the_same_map(section, model) -> None:
+    """What a lazy result keeps is all that it takes."""
+    features, bags, spots = section
+    mapper = Mapper.of(model, features, bags, spots, seed=0)
+    assert mapper.reader.correction is not None
+    assert mapper.reader.interpolation is not None
+    stored = GeneReader.from_arrays(mapper.reader.to_arrays()).take(np.array([3, 1]))
+    for window in features.blocks():
+        latent = mapper.latent(window)
+        found = stored.counts(window, features.mask[window], latent)
+        np.testing.assert_allclose(found, mapper.counts(window, latent, slice(None))[:, [3, 1]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_a_reader_knows_its_objective_and_average(section, preset) -> None:
+    features, bags, spots = section
+    quick = {"epochs": 1, "n_models": 3, "d": 16, "heads": 2, "hidden": (8,)}
+    fitted = SuperResolver.fit(
+        FeatureMap(features.features, features.mask, parameters(preset).context),
+        bags,
+        spots,
+        [f"g{i}" for i in range(GENES)],
+        parameters(preset, **quick),
+    )
+    reader = GeneReader.of(fitted, None, None)
+    latent = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 12, 8)).astype(np.float32))
+    window, inside = (slice(0, 3), slice(0, 4)), np.ones((3, 4), dtype=bool)
+    whole = reader.counts(window, inside, latent)
+    stored = GeneReader.from_arrays(reader.to_arrays()).take(np.array([4, 0]))
+    np.testing.assert_allclose(stored.counts(window, inside, latent), whole[:, [4, 0]], rtol=1e-5)

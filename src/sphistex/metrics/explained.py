@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from sphistex._parts import gene_parts
 from sphistex.metrics.accuracy import pearson
 from sphistex.metrics.thinning import thin_counts
 
@@ -63,21 +64,20 @@ def explained(
     >>> table.verdict.tolist()
     ['better', 'as chance']
     """
-    r, other = pearson(expected, counts), pearson(interpolated, counts)
-    if (counts % 1).any():
-        ceiling = np.full(len(r), np.nan)  # fractions cannot be thinned
-    elif half is None:
-        agreement = pearson(*thin_counts(counts, seed=seed)).clip(0)
-        ceiling = np.sqrt(2 * agreement / (1 + agreement))
-    else:
-        ceiling = np.sqrt(pearson(half, counts).clip(0))
+    whole = not any((counts[:, some] % 1).any() for some in gene_parts(*counts.shape))
+    parts: list[tuple[NDArray, ...]] = []
+    for some in gene_parts(*counts.shape):
+        one, two, seen = expected[:, some], interpolated[:, some], counts[:, some]
+        ceiling = np.full(seen.shape[1], np.nan)  # fractions cannot be thinned
+        if whole:
+            ceiling = _ceiling(seen, None if half is None else half[:, some], seed)
+        parts.append((pearson(one, seen), pearson(two, seen), pearson(one, two), ceiling))
+    r, other, between, ceiling = (np.concatenate(found) for found in zip(*parts, strict=True))
     n_spots = len(counts)
     strength = r * np.sqrt(max(n_spots - 2, 1) / np.maximum(1 - r**2, 1e-12))
     by_chance = np.nan_to_num(stats.t.sf(strength, max(n_spots - 2, 1)), nan=1.0)
     chance = stats.false_discovery_control(by_chance) >= _FALSE_DISCOVERIES
-    ahead = np.arctanh(_inside(r)) - np.arctanh(_inside(other)) > _standard_error(
-        r, other, pearson(expected, interpolated), n_spots
-    )
+    ahead = np.arctanh(_inside(r)) - np.arctanh(_inside(other)) > _standard_error(r, other, between, n_spots)
     verdict = np.where(chance, AS_CHANCE, np.where(ahead, BETTER, AS_INTERPOLATION))
     return pd.DataFrame(
         {
@@ -89,6 +89,14 @@ def explained(
         },
         index=pd.Index(list(genes), name="gene"),
     )
+
+
+def _ceiling(counts: NDArray, half: NDArray | None, seed: int) -> NDArray[np.float64]:
+    """The largest r (n_genes,) that the noise of the counts allows."""
+    if half is not None:
+        return np.sqrt(pearson(half, counts).clip(0))
+    agreement = pearson(*thin_counts(counts, seed=seed)).clip(0)
+    return np.sqrt(2 * agreement / (1 + agreement))
 
 
 def _standard_error(r: NDArray, other: NDArray, between: NDArray, n_spots: int) -> NDArray[np.float64]:

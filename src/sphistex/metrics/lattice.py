@@ -101,7 +101,7 @@ def from_tables(
     Parameters
     ----------
     predicted
-        Result of :func:`sphistex.tl.super_resolve`.
+        Result of :func:`sphistex.tl.super_resolve`; of a lazy one all genes are computed, so choose some first.
     truth
         What was measured, with ``obsm["spatial"]`` in the same pixels; what lies in one superpixel is summed, so that
         it may be finer than the result.
@@ -133,12 +133,20 @@ def from_tables(
     both = (np.diff(of_predicted.indptr) > 0) & (np.diff(of_truth.indptr) > 0)
     if not both.any():
         raise ValueError("the predicted and the true table have no superpixel in common: is obsm['spatial'] in pixels?")
+    from sphistex._checks import check_open  # here, so that the computing core runs where there is no anndata
+
+    check_open(predicted, "predicted")
     true = truth[:, genes]
     values = (
-        of_predicted[both] @ predicted[:, genes].X,
-        of_truth[both] @ (true.X if layer is None else true.layers[layer]),
+        of_predicted[both] @ _in_memory(predicted[:, genes].X),
+        of_truth[both] @ _in_memory(true.X if layer is None else true.layers[layer]),
     )
     return *values, both.reshape(rows, columns), genes
+
+
+def _in_memory(values: Any) -> Any:
+    """An array or a sparse matrix, also of what dask would compute later."""
+    return values.compute() if hasattr(values, "compute") else values
 
 
 def superpixels_of(xy_px: NDArray, pitch_px: float, shape: tuple[int, int]) -> sparse.csr_matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sphistex._parts import gene_parts
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.memory import Portions
 from sphistex.nn.mil import Objective
@@ -53,13 +55,9 @@ class HeldOut:
         first (empirical Bayes), and a gene's share is its posterior mean. Each gene's likelihood is Poisson's, made as
         flat as its counts are overdispersed (quasi-likelihood).
         """
-        likelihood = np.empty((len(_SHARES), self.counts.shape[1]))
-        dispersion = np.full(self.counts.shape[1], np.inf)
-        for row, share in zip(likelihood, _SHARES, strict=True):
-            mix = self.mixed(share).expected
-            row[:] = (self.counts * np.log(mix + _TINY) - mix).sum(0)
-            dispersion = np.minimum(dispersion, ((self.counts - mix) ** 2 / (mix + _TINY)).mean(0))
-        likelihood /= np.maximum(dispersion, 1)
+        likelihood = np.concatenate(
+            [self.take(genes)._likelihood() for genes in gene_parts(*self.counts.shape)], axis=1
+        )
         likelihood = np.exp(likelihood - likelihood.max(0))
         prior = np.full((len(_SHARES), 1), 1 / len(_SHARES))
         for _ in range(_STEPS_OF_PRIOR):
@@ -67,6 +65,23 @@ class HeldOut:
             posterior /= posterior.sum(0)
             prior = posterior.mean(1, keepdims=True)
         return _SHARES @ posterior
+
+    def _likelihood(self) -> NDArray[np.float64]:
+        """Logarithm of the likelihood of each share of the model, (n_shares, n_genes)."""
+        likelihood = np.empty((len(_SHARES), self.counts.shape[1]))
+        dispersion = np.full(self.counts.shape[1], np.inf)
+        for row, share in zip(likelihood, _SHARES, strict=True):
+            mix = self.mixed(share).expected
+            row[:] = (self.counts * np.log(mix + _TINY) - mix).sum(0)
+            dispersion = np.minimum(dispersion, ((self.counts - mix) ** 2 / (mix + _TINY)).mean(0))
+        return likelihood / np.maximum(dispersion, 1)
+
+    def take(self, genes: slice) -> HeldOut:
+        """Those of some genes, in double precision."""
+        counts, expected, interpolated = (
+            x[:, genes].astype(np.float64) for x in (self.counts, self.expected, self.interpolated)
+        )
+        return HeldOut(self.area, counts, expected, interpolated)
 
     def mixed(self, image_share: NDArray[np.floating] | float) -> HeldOut:
         """The same spots, predicted by the mix."""
@@ -124,13 +139,18 @@ def predict_held_out(
 @torch.no_grad()
 def _expected(
     network: HISTEX, objective: Objective, data: BagData, shown: Tensor, bags: NDArray[np.intp]
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """Counts of some bags by every model, seeing the spots that are ``shown``, (n_models, n_bags, n_genes)."""
     data = replace(data, spot_mask=shown)
+    out = np.empty((network.n_models, len(bags), data.counts.shape[1]), dtype=np.float32)
 
-    def expected(some: Tensor) -> NDArray[np.float32]:
-        latent, depth = data.latent(network, some), data.depth_of(some)
-        return objective.expected(latent, network.loadings, data.weight[some], None, depth).cpu().numpy()
+    def fill(portions: Sequence[Tensor]) -> None:
+        first = 0
+        for some in portions:
+            latent, depth = data.latent(network, some), data.depth_of(some)
+            found = objective.expected(latent, network.loadings, data.weight[some], None, depth)
+            out[:, first : first + len(some)] = found.cpu().numpy()
+            first += len(some)
 
-    parts = Portions(_BAGS_AT_ONCE).of(torch.from_numpy(bags).to(shown.device), lambda some: [*map(expected, some)])
-    return np.concatenate(parts, axis=1).astype(np.float64)
+    Portions(_BAGS_AT_ONCE).of(torch.from_numpy(bags).to(shown.device), fill)
+    return out

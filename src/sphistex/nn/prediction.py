@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sphistex.nn.context import FeatureMap, Window, with_halo
+from sphistex.nn.genes import GeneReader
 from sphistex.nn.memory import Portions
 from sphistex.nn.precision import computing_in
 from sphistex.nn.windows import Windows
@@ -19,7 +20,6 @@ from sphistex.nn.windows import Windows
 if TYPE_CHECKING:
     from sphistex.bags import Bags
     from sphistex.nn.inputs import Spots
-    from sphistex.nn.interpolation import Interpolation
     from sphistex.nn.neighbours import Positions
     from sphistex.nn.residuals import SmoothResiduals
     from sphistex.nn.resolver import SuperResolver
@@ -28,9 +28,23 @@ if TYPE_CHECKING:
 _STRIDE = 0.87
 _WINDOWS_AT_ONCE = 256
 _BAGS_AT_ONCE = 256
-# Superpixels and genes whose counts are made at once: few enough to stay in the processor's cache.
-_SUPERPIXELS_AT_ONCE = 2048
-GENES_AT_ONCE = 1024
+# Genes whose counts of a block are made at once.
+_GENES_AT_ONCE = 1024
+# Sides of blocks, and about what a superpixel of a block takes in the meantime, features of 1,024 values included.
+_BLOCKS = (128, 96, 64, 32)
+_BYTES_PER_SUPERPIXEL = 45_000
+
+
+def block_within(memory_gb: float) -> int:
+    """Side in superpixels of the largest blocks that a quarter of the memory is enough for.
+
+    Examples
+    --------
+    >>> block_within(4.0), block_within(0.5)
+    (128, 32)
+    """
+    fitting = [side for side in _BLOCKS if side**2 * _BYTES_PER_SUPERPIXEL <= memory_gb / 4 * 2**30]
+    return max(fitting, default=_BLOCKS[-1])
 
 
 @dataclass(frozen=True)
@@ -45,10 +59,8 @@ class Mapper:
         Feature map of the section with the model's context.
     positions
         The spots that superpixels attend to.
-    correction
-        Smoothed residuals of the spots; None without.
-    interpolation
-        What genes are mixed with that the model is not sure of; None where it is sure of all.
+    reader
+        Makes counts of the latent map.
     windows
         How many windows, each a bag of superpixels, are looked at at once.
     """
@@ -56,8 +68,7 @@ class Mapper:
     model: SuperResolver
     features: FeatureMap
     positions: Positions
-    correction: SmoothResiduals | None
-    interpolation: Interpolation | None
+    reader: GeneReader
     windows: Portions = field(default_factory=lambda: Portions(_WINDOWS_AT_ONCE))
 
     @classmethod
@@ -75,13 +86,14 @@ class Mapper:
         positions = model._positions(spots)
         correction = interpolation = None
         if not len(spots):
-            return cls(replace(model, image_share=np.ones(len(model.genes))), features, positions, None, None)
+            model = replace(model, image_share=np.ones(len(model.genes)))
+            return cls(model, features, positions, GeneReader.of(model, None, None))
         if model.parameters.residuals:
             correction = _unexplained(model, features, bags, spots, positions, seed)
         if (model.image_share < 1).any():
             density = spots.counts / np.asarray(bags.weights.sum(1), dtype=np.float32)
-            interpolation = Interpolation(spots.xy_um, density, seed=seed)
-        return cls(model, features, positions, correction, interpolation)
+            interpolation = Interpolation.fit(spots.xy_um, density, seed=seed)
+        return cls(model, features, positions, GeneReader.of(model, correction, interpolation))
 
     @torch.no_grad()
     def latent(self, window: Window) -> Tensor:
@@ -95,31 +107,16 @@ class Mapper:
         with computing_in(model.dtype, model.device):
             return model.module.network.read(attended, superpixels)
 
-    @torch.no_grad()
     def counts(self, window: Window, latent: Tensor, genes: slice) -> NDArray[np.float32]:
         """Counts of some genes in a block's tissue (n_superpixels, n_genes), from its latent map."""
-        inside, pitch_um = self.features.mask[window], self.model.pitch_um
-        values = self._by_networks(latent, genes)
-        if self.correction is not None:
-            values += self.correction.on_lattice(*window, pitch_um, genes)[inside]
-            np.maximum(values, 0, out=values)
-        if self.interpolation is not None:
-            share = self.model.image_share[genes].astype(np.float32)
-            values *= share
-            values += (1 - share) * self.interpolation.on_lattice(*window, pitch_um, inside, genes)
-        return values
+        return self.reader.counts(window, self.features.mask[window], latent, genes)
 
-    def _by_networks(self, latent: Tensor, genes: slice) -> NDArray[np.float32]:
-        """Counts per superpixel by the networks alone (n_superpixels, n_genes)."""
-        module, average = self.model.module, self.model.parameters.average
-        weight, bias = module.network.loadings.weight[..., genes], module.network.loadings.bias[..., genes]
-        chosen = torch.arange(len(self.model.genes), device=weight.device)[genes]
-        out = torch.empty(latent.shape[1], weight.shape[-1], device=latent.device)
-        for first in range(0, len(out), _SUPERPIXELS_AT_ONCE):
-            part = slice(first, first + _SUPERPIXELS_AT_ONCE)
-            maps = module.objective.rate(torch.baddbmm(bias, latent[:, part].float(), weight), chosen)
-            out[part] = maps.median(0).values if average == "median" else maps.mean(0)
-        return out.cpu().numpy()
+    def parts(self, window: Window) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Counts of a block's tissue (n_superpixels, n_some_genes), some genes after the other."""
+        latent = self.latent(window)
+        for first in range(0, self.reader.n_genes, _GENES_AT_ONCE):
+            genes = slice(first, first + _GENES_AT_ONCE)
+            yield genes, self.counts(window, latent, genes)
 
     def _embed(self, window: Window) -> Tensor:
         """H of all superpixels of a block, row by row, (n_models or 1, n, d_features)."""

@@ -7,6 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+# More genes than this are not decomposed as they are.
+_MANY_GENES = 4096
+
 
 class LogProfiles(nn.Module):
     """Principal components of library-normalised, log-transformed, standardised counts, and the log library size.
@@ -28,10 +31,10 @@ class LogProfiles(nn.Module):
         log = self._log(counts)
         self.mean.copy_(log.mean(0))
         scale = log.std(0).clamp_min(0.1)
-        _, singular, right = torch.linalg.svd((log - self.mean) / scale, full_matrices=False)
+        singular, right = _components(log.sub_(self.mean).div_(scale), n_components)
         # the first component gets unit variance, the others keep their size relative to it
         unit = len(counts) ** 0.5 / singular[0].clamp_min(1e-6)
-        self.register_buffer("loadings", (right[:n_components].T / scale[:, None]) * unit)
+        self.register_buffer("loadings", (right / scale[:, None]) * unit)
 
     def forward(self, counts: Tensor) -> Tensor:
         """Counts (n, n_genes) → tokens (n, n_components + 1)."""
@@ -47,6 +50,23 @@ class LogProfiles(nn.Module):
 
     def _log(self, counts: Tensor) -> Tensor:
         return torch.log1p(counts / counts.sum(1, keepdim=True).clamp_min(1.0) * self.target)
+
+
+def _components(values: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The largest singular values (n,) of (n_spots, n_genes), and what they belong to (n_genes, n).
+
+    Many genes are looked at through the spots' products with each other, which hold as much in less memory.
+    """
+    n_spots, n_genes = values.shape
+    if n_genes <= max(_MANY_GENES, n_spots):
+        _, singular, right = torch.linalg.svd(values, full_matrices=False)
+        return singular[:n], right[:n].T
+    products = torch.zeros(n_spots, n_spots, dtype=torch.float64, device=values.device)
+    for part in values.split(_MANY_GENES, dim=1):
+        products += part.double() @ part.double().T
+    squares, left = torch.linalg.eigh(products)
+    singular = squares[-n:].flip(0).clamp_min(1e-12 * float(squares[-1]) + 1e-12).sqrt().to(values)
+    return singular, values.T @ left[:, -n:].flip(1).to(values) / singular
 
 
 class MinMaxProfiles(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve, eigh
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
+
+from sphistex._parts import gene_parts
 
 LENGTHS_UM = (60.0, 120.0, 240.0, 480.0)
 SIGNAL_TO_NOISE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -76,12 +79,26 @@ class SmoothResiduals:
         >>> bool(np.abs(smooth(xy) - field).mean() < 0.25)
         True
         """
-        xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
+        xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals)
         length, ratio, evidence = _choose(xy_um, residuals, seed)
-        coefficients = np.zeros_like(residuals)
+        coefficients = np.zeros(residuals.shape, np.result_type(residuals, np.float32))
         for genes, one_length, one_ratio in _alike(length, ratio):
-            coefficients[:, genes] = one_ratio * _solved(xy_um, residuals[:, genes], one_length, one_ratio)
+            index = np.flatnonzero(genes)
+            for part in gene_parts(len(xy_um), len(index)):
+                some = index[part]
+                solved = _solved(xy_um, residuals[:, some].astype(np.float64), one_length, one_ratio)
+                coefficients[:, some] = one_ratio * solved
         return cls(xy_um, coefficients, length, ratio, evidence)
+
+    def take(self, genes: NDArray[np.intp]) -> SmoothResiduals:
+        """Those of some genes."""
+        return SmoothResiduals(
+            self.xy_um,
+            self.coefficients[:, genes],
+            self.length_um[genes],
+            self.signal_to_noise[genes],
+            self.evidence[genes],
+        )
 
     def __call__(self, xy_um: NDArray) -> NDArray[np.float64]:
         """Smoothed residuals at places (n, 2) in µm → (n, n_genes)."""
@@ -160,7 +177,7 @@ def left_out(xy_um: NDArray, residuals: NDArray, spots: NDArray[np.intp], *, see
     -------
     (n, n_genes).
     """
-    xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals, float)
+    xy_um, residuals = np.asarray(xy_um, float), np.asarray(residuals)
     k = min(_NEAREST, len(xy_um) - 1)
     out = np.zeros((len(spots), residuals.shape[1]))
     if k < 1:
@@ -233,15 +250,17 @@ def _choose(
     if len(xy_um) > _MAX_SPOTS_FOR_CHOICE:
         chosen = np.random.default_rng(seed).choice(len(xy_um), _MAX_SPOTS_FOR_CHOICE, replace=False)
         xy_um, residuals = xy_um[chosen], residuals[chosen]
-    options, likelihood = [], []
-    for length in LENGTHS_UM:
+    options = np.array(list(product(LENGTHS_UM, SIGNAL_TO_NOISE)))
+    likelihood = np.empty((len(LENGTHS_UM), len(SIGNAL_TO_NOISE), residuals.shape[1]))
+    for of_length, length in zip(likelihood, LENGTHS_UM, strict=True):
         values, vectors = eigh(_kernel(xy_um, xy_um, length))
-        squares = (vectors.T @ residuals) ** 2
-        for ratio in SIGNAL_TO_NOISE:
-            variance = ratio * np.maximum(values, 0)[:, None] + 1.0
-            noise = np.maximum((squares / variance).mean(0), 1e-300)
-            options.append((length, ratio))
-            likelihood.append(-0.5 * (len(xy_um) * np.log(noise) + np.log(variance).sum()))
-    length, ratio = np.array(options)[np.argmax(likelihood, axis=0)].T
-    noise_alone = likelihood[SIGNAL_TO_NOISE.index(0.0)]
-    return length, ratio, np.max(likelihood, axis=0) - noise_alone
+        variances = [ratio * np.maximum(values, 0)[:, None] + 1.0 for ratio in SIGNAL_TO_NOISE]
+        for some in gene_parts(*residuals.shape):
+            squares = (vectors.T @ residuals[:, some].astype(np.float64)) ** 2
+            for found, variance in zip(of_length, variances, strict=True):
+                noise = np.maximum((squares / variance).mean(0), 1e-300)
+                found[some] = -0.5 * (len(xy_um) * np.log(noise) + np.log(variance).sum())
+    of_option = likelihood.reshape(len(options), -1)
+    length, ratio = options[np.argmax(of_option, axis=0)].T
+    noise_alone = of_option[SIGNAL_TO_NOISE.index(0.0)]
+    return length, ratio, np.max(of_option, axis=0) - noise_alone

@@ -31,10 +31,13 @@ from sphistex.nn.neighbours import Neighbours, Positions
 from sphistex.nn.parameters import FitParameters
 from sphistex.nn.pooling import PLACE_UM, mean_of, pooling
 from sphistex.nn.precision import fastest_dtype
-from sphistex.nn.prediction import GENES_AT_ONCE, Mapper
+from sphistex.nn.prediction import Mapper
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.scaling import Scaling, density, depth, sampled
 from sphistex.nn.training import BagData, TrainingLog, initialise_at_mean, train
+
+# Spots whose counts are drawn into halves at once.
+_SPOTS_AT_ONCE = 256
 
 
 @dataclass
@@ -263,14 +266,17 @@ class SuperResolver:
         ------
         A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
         """
-        mapper = Mapper.of(self, features, bags, spots, seed=seed)
+        mapper = self.mapper(features, bags, spots, seed=seed)
         for window in features.blocks():
-            latent, inside = mapper.latent(window), features.mask[window]
+            inside = features.mask[window]
             rates = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
-            for first in range(0, len(self.genes), GENES_AT_ONCE):
-                genes = slice(first, first + GENES_AT_ONCE)
-                rates[inside, genes] = mapper.counts(window, latent, genes)
+            for genes, values in mapper.parts(window):
+                rates[inside, genes] = values
             yield window, rates
+
+    def mapper(self, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int = 0) -> Mapper:
+        """What makes latent maps and counts of any block; arguments as in :meth:`predict`."""
+        return Mapper.of(self, features, bags, spots, seed=seed)
 
     def predict_tissue(
         self,
@@ -294,12 +300,13 @@ class SuperResolver:
         -------
         (n_tissue_superpixels, n_genes), row by row.
         """
-        mask = features.mask
-        out = np.empty((int(mask.sum()), len(self.genes)), dtype=np.float32)
-        for window, rates in self.predict(features, bags, spots, seed=seed):
-            inside = mask[window]
-            out[features.places(window)] = rates[inside]
-            on_block(int(inside.sum()))
+        out = np.empty((int(features.mask.sum()), len(self.genes)), dtype=np.float32)
+        mapper = self.mapper(features, bags, spots, seed=seed)
+        for window in features.blocks():
+            places = features.places(window)
+            for genes, values in mapper.parts(window):
+                out[places, genes] = values
+            on_block(len(places))
         return out
 
     def save(self, path: str | Path) -> None:
@@ -456,10 +463,12 @@ class _Seen:
 
 def _halves(counts: NDArray[np.float32], generator: torch.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Counts drawn into two halves whose noise is independent, each on the scale of the whole."""
-    whole = torch.from_numpy(np.floor(counts))
-    first = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape), generator=generator).numpy()
-    first += 0.5 * (counts % 1)
-    first *= 2
+    first = np.empty_like(counts)
+    for some in range(0, len(counts), _SPOTS_AT_ONCE):
+        part = slice(some, some + _SPOTS_AT_ONCE)
+        whole = torch.from_numpy(np.floor(counts[part]))
+        drawn = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape), generator=generator).numpy()
+        first[part] = 2 * drawn + counts[part] % 1
     return first, 2 * counts - first
 
 

@@ -15,6 +15,7 @@ from scipy import sparse
 from spatialdata import SpatialData, get_pyramid_levels
 from xarray import DataArray
 
+from sphistex._checks import check_open
 from sphistex._section import Section, image_alone, resolve_section
 from sphistex._thumbnail import shrink
 from sphistex.pl._canvas import PANEL_PX, Window
@@ -75,6 +76,7 @@ def find_result(sdata: SpatialData, key: str) -> tuple[AnnData, dict[str, Any]]:
     if key not in table.uns or "section" not in table.uns[key]:
         made = [name for name, other in sdata.tables.items() if "section" in other.uns.get(name, {})]
         raise KeyError(f"key={key!r} is a table, but not a result of sphistex.tl.super_resolve; results are {made}")
+    check_open(table, key)
     return table, table.uns[key]
 
 
@@ -112,7 +114,8 @@ def values_of(table: AnnData, gene: str, layer: str | None = None) -> NDArray[np
     if layer is not None and layer not in table.layers:
         raise KeyError(f"layer={layer!r} is not in the layers of the table: {list(table.layers)}")
     counts = table.X if layer is None else table.layers[layer]
-    column = counts[:, table.var_names.get_loc(gene)]
+    column = counts[:, [table.var_names.get_loc(gene)]]
+    column = column.compute() if hasattr(column, "compute") else column  # lazy, or of a large table on disk
     return np.asarray(column.toarray() if sparse.issparse(column) else column, dtype=float).ravel()
 
 

@@ -3,6 +3,7 @@
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
+from sphistex.tl.genes import materialise, open_genes, trusted_scale
 from sphistex.tl.intervals import confidence
 from sphistex.tl.predict import predict
 from sphistex.tl.super_resolve import super_resolve
@@ -13,8 +14,11 @@ __all__ = [
     "SuperResolver",
     "confidence",
     "fit",
+    "materialise",
+    "open_genes",
     "predict",
     "super_resolve",
     "superpixel_features",
+    "trusted_scale",
     "validate",
 ]

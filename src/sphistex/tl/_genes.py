@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -10,14 +11,17 @@ from anndata import AnnData
 
 from sphistex._checks import check_genes
 
+logger = logging.getLogger("sphistex")
+
 DEFAULT_N_GENES = 1000
+ALL = "all"
 # A gene seen in fewer spots than this share, and in fewer than this number, has no pattern to learn.
 _MIN_SPOTS, _ENOUGH_SPOTS = 0.02, 100
 # Numbers that ranking the genes holds in memory at once.
 _MAX_RANKED = 50_000_000
 
 
-def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]:
+def choose_genes(table: AnnData, genes: int | Sequence[str] | str | None) -> list[str]:
     """Names of the genes to predict, in the order of the table.
 
     Parameters
@@ -26,7 +30,8 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
         Raw counts of the spots.
     genes
         A list of names; or how many highly variable genes (by Pearson residuals, as in
-        ``scanpy.experimental.pp.highly_variable_genes``); None for 1,000.
+        ``scanpy.experimental.pp.highly_variable_genes``); None for 1,000; or ``"all"`` that are seen in enough spots:
+        in 2 % of them, or in 100 where that is less.
 
     Raises
     ------
@@ -38,16 +43,21 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | None) -> list[str]
     UserWarning
         If named genes have no counts: they are left out.
     """
-    if genes is not None and not isinstance(genes, int | np.integer):
+    if isinstance(genes, str) and genes != ALL:
+        raise TypeError(f'genes={genes!r} is a string: pass a list such as [{genes!r}], a number of genes, or "all"')
+    if genes is not None and not isinstance(genes, int | np.integer | str):
         if not isinstance(genes, Iterable):
-            raise TypeError(f"genes={genes!r} must be a whole number of genes, or a list of their names.")
+            raise TypeError(f"genes={genes!r} must be a whole number of genes, a list of their names, or {ALL!r}.")
         return _with_counts(table, check_genes(table, genes))
-    wanted = DEFAULT_N_GENES if genes is None else int(genes)
+    wanted = DEFAULT_N_GENES if genes is None else table.n_vars if genes == ALL else int(genes)
     if wanted < 1 or isinstance(genes, bool):
-        raise ValueError(f"genes={genes!r} must be a positive number of genes, or a list of their names.")
+        raise ValueError(f"genes={genes!r} must be a positive number of genes, a list of their names, or {ALL!r}.")
     seen = np.asarray((table.X > 0).sum(0)).ravel() >= np.clip(_MIN_SPOTS * table.n_obs, 1, _ENOUGH_SPOTS)
     if not seen.any():
         raise ValueError(f"no gene is seen in {_MIN_SPOTS:.0%} of the {table.n_obs} spots: are these the raw counts?")
+    if genes == ALL:
+        least = int(np.ceil(np.clip(_MIN_SPOTS * table.n_obs, 1, _ENOUGH_SPOTS)))
+        logger.info("%d genes, and %d left out that are seen in fewer than %d spots", seen.sum(), (~seen).sum(), least)
     if seen.sum() <= wanted:
         return list(table.var_names[seen])
     import scanpy as sc

@@ -12,6 +12,8 @@ from spatialdata import SpatialData
 from sphistex._checks import check_tissue_spots
 from sphistex._section import Section
 from sphistex.nn import FeatureMap, Inputs, Spots
+from sphistex.nn.prediction import block_within
+from sphistex.settings import settings
 from sphistex.tl._feature_store import check_complete
 
 
@@ -57,7 +59,7 @@ def gather_inputs(
         pitch_um=section.pitch_um,
         counts=np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float32),
     )
-    return Inputs(FeatureMap(features, mask, context), bags.take(kept), spots)
+    return Inputs(FeatureMap(features, mask, context, block=block_within(settings.memory_gb)), bags.take(kept), spots)
 
 
 def tissue_of(sdata: SpatialData, section: Section, tissue_key: str) -> np.ndarray:

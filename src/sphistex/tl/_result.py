@@ -16,10 +16,11 @@ from spatialdata.transformations import Scale, Sequence, Translation
 from xarray import DataArray
 
 from sphistex._section import Section
-from sphistex._store import add_element, check_free, record
+from sphistex._store import add_element, check_free, record, remove_element
 from sphistex._thumbnail import cheapest, shrink
 from sphistex.nn import SuperResolver
-from sphistex.tl._trust import gene_table, record_of
+from sphistex.tl._lazy import LazyCounts
+from sphistex.tl._trust import record_of
 
 _THUMBNAIL_PX = 2000
 _INSIDE = 0.5
@@ -28,6 +29,16 @@ _INSIDE = 0.5
 def labels_name(key_added: str) -> str:
     """Name of the labels that the table ``key_added`` annotates: SpatialData allows a name only once."""
     return f"{key_added}_labels"
+
+
+def latent_name(key_added: str) -> str:
+    """Name of the latent map that a lazy table ``key_added`` is read from."""
+    return f"{key_added}_latent"
+
+
+def model_name(key_added: str) -> str:
+    """Name of the table that holds how a lazy table ``key_added`` is read."""
+    return f"{key_added}_model"
 
 
 def check_result_free(sdata: SpatialData, section: Section, key_added: str, *, overwrite: bool) -> None:
@@ -39,7 +50,10 @@ def check_result_free(sdata: SpatialData, section: Section, key_added: str, *, o
     if key_added == section.table_key:
         raise ValueError(f"key_added={key_added!r} is the table of the spots' counts; choose another one")
     check_free(sdata, "tables", key_added, overwrite=overwrite)
-    check_free(sdata, "labels", labels_name(key_added), overwrite=overwrite or _interrupted(sdata, key_added))
+    again = overwrite or _interrupted(sdata, key_added)
+    check_free(sdata, "labels", labels_name(key_added), overwrite=again)
+    check_free(sdata, "images", latent_name(key_added), overwrite=again)
+    check_free(sdata, "tables", model_name(key_added), overwrite=again)
 
 
 def _interrupted(sdata: SpatialData, key_added: str) -> bool:
@@ -51,9 +65,9 @@ def add_result(
     sdata: SpatialData,
     section: Section,
     model: SuperResolver,
-    counts: NDArray[np.float32],
+    counts: NDArray[np.float32] | LazyCounts,
     mask: NDArray[np.bool_],
-    kept: NDArray[np.bool_],
+    trust: pd.DataFrame,
     *,
     features_key: str,
     tissue_key: str,
@@ -61,14 +75,15 @@ def add_result(
     key_added: str,
     overwrite: bool,
 ) -> None:
-    """Add labels and table for the counts (n_superpixels, n_genes) of the tissue superpixels, in row-major order.
+    """Add labels and table for the counts of the tissue superpixels, in row-major order.
 
-    Only the ``kept`` genes (n_genes,) are.
+    The genes are those that ``trust`` speaks of: of lazy counts all, of others those among the model's.
     """
     first, last = _bounding_box(mask)
     cropped = mask[first[0] : last[0], first[1] : last[1]]
     ids = np.zeros(cropped.shape, dtype=np.int32)
-    ids[cropped] = np.arange(1, len(counts) + 1)
+    n_superpixels = int(cropped.sum())
+    ids[cropped] = np.arange(1, n_superpixels + 1)
     pitch_px = section.grid.pitch_px
     placed = [Scale([pitch_px] * 2, axes=("x", "y")), Translation([c * pitch_px for c in first[::-1]], axes=("x", "y"))]
     labels = Labels2DModel.parse(
@@ -81,17 +96,16 @@ def add_result(
     region = labels_name(key_added)
     obs = pd.DataFrame(
         {
-            "region": pd.Categorical([region] * len(counts)),
-            "instance_id": np.arange(1, len(counts) + 1),
+            "region": pd.Categorical([region] * n_superpixels),
+            "instance_id": np.arange(1, n_superpixels + 1),
             "array_row": row,
             "array_col": column,
             "in_spot": covered >= _INSIDE,
         },
-        index=[f"{key_added}_{i}" for i in range(1, len(counts) + 1)],
+        index=[f"{key_added}_{i}" for i in range(1, n_superpixels + 1)],
     )
-    trust = gene_table(model, counts, mask)
-    var = section.table.var.loc[model.genes].drop(columns=trust.columns, errors="ignore").join(trust)
-    table = ad.AnnData(counts if kept.all() else counts[:, kept], obs=obs, var=var[kept])
+    var = section.table.var.loc[trust.index].drop(columns=trust.columns, errors="ignore").join(trust)
+    table = ad.AnnData(counts, obs=obs, var=var)
     table.obsm["spatial"] = section.grid.centres_px(row + first[0], column + first[1])
     table.uns["spatial"] = {key_added: _spatial(section, sdata.images[section.image_key])}
     table.uns[key_added] = _made_how(section, model) | {
@@ -102,12 +116,32 @@ def add_result(
         "crop": [int(c) for c in first],
         "calibration": record_of(model),
     }
+    if isinstance(counts, LazyCounts):
+        table.uns[key_added] |= {"latent_key": latent_name(key_added), "model_key": model_name(key_added)}
     table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
     overwrite = overwrite or _interrupted(sdata, key_added)
     made_from = {"table_key": section.table_key} if section.has_spots else {}
     record(sdata, key_added, {"labels_key": region} | made_from)
     add_element(sdata, "labels", region, labels, overwrite=overwrite)
+    if isinstance(counts, LazyCounts):
+        record(sdata, model_name(key_added), {"tag": counts.counts.tag})
+        add_element(sdata, "tables", model_name(key_added), _model_table(counts, var, tissue_key), overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
+    if not isinstance(counts, LazyCounts):  # what an earlier lazy result of this name was read from
+        remove_element(sdata, "images", latent_name(key_added))
+        remove_element(sdata, "tables", model_name(key_added))
+
+
+def _model_table(counts: LazyCounts, var: pd.DataFrame, tissue_key: str) -> ad.AnnData:
+    """How lazy counts are read from their latent map, as a table that SpatialData keeps.
+
+    Its one row stands for the background of the tissue mask: SpatialData fails on tables that annotate nothing, and
+    squares cut out of a section never hold this one.
+    """
+    obs = pd.DataFrame({"region": pd.Categorical([tissue_key]), "instance_id": [0]}, index=["model"])
+    uns = {"reader": counts.counts.reader.to_arrays(), "tag": counts.counts.tag}
+    table = ad.AnnData(obs=obs, var=var[[]].copy(), uns=uns)
+    return TableModel.parse(table, region=tissue_key, region_key="region", instance_key="instance_id")
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -91,7 +91,7 @@ def resolve_sections(
     return placed
 
 
-def common_genes(placed: Sequence[Placed], genes: int | Sequence[str] | None) -> list[str]:
+def common_genes(placed: Sequence[Placed], genes: int | Sequence[str] | str | None) -> list[str]:
     """Names of the genes to predict, which the tables of all sections have.
 
     The most variable ones are chosen on the spots of all sections together.
@@ -109,7 +109,7 @@ def common_genes(placed: Sequence[Placed], genes: int | Sequence[str] | None) ->
     tables = [one.section.table for one in placed]
     if len(tables) == 1:
         return choose_genes(tables[0], genes)
-    if genes is not None and isinstance(genes, Sequence):
+    if isinstance(genes, Sequence) and not isinstance(genes, str):
         for one in placed:
             with about(one.called):
                 check_genes(one.section.table, genes, one.section.table_key)

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -43,7 +44,7 @@ def judged_on(section: Inputs, model: SuperResolver) -> SuperResolver:
     return replace(model, scores=None, calibration=None, image_share=alone, info=model.info | {"unjudged": _NO_SPOTS})
 
 
-def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[np.bool_]) -> pd.DataFrame:
+def gene_table(model: SuperResolver, counts: NDArray[np.float32] | None, mask: NDArray[np.bool_]) -> pd.DataFrame:
     """Columns for ``var``: share of the image, scores at left-out spots, error of the predictions, trusted scale.
 
     Parameters
@@ -51,7 +52,8 @@ def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[
     model
         What the counts were predicted with.
     counts
-        Counts of the tissue superpixels (n_superpixels, n_genes).
+        Counts of the tissue superpixels (n_superpixels, n_genes); None where they are lazy: the trusted scale needs
+        all of them, and is left out.
     mask
         The tissue (rows, columns).
     """
@@ -62,23 +64,29 @@ def gene_table(model: SuperResolver, counts: NDArray[np.float32], mask: NDArray[
         table["verdict"] = pd.Categorical(table["verdict"])
     if model.calibration is not None:
         table["mean_count"], table["error_variance"] = model.calibration.mean, model.calibration.variance
-        table["trusted_scale_um"] = _trusted_scale(model.calibration, counts, mask, model.genes)
+        if counts is not None:
+            table["trusted_scale_um"] = trusted_scales(model.calibration, counts, mask)
     return table
 
 
-def _trusted_scale(
-    calibration: Calibration, counts: NDArray[np.float32], mask: NDArray[np.bool_], genes: list[str]
+def trusted_scales(
+    calibration: Calibration, counts: NDArray[np.float32] | da.Array, mask: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """The finest scale in µm from which on each gene can be trusted; NaN where there is none (n_genes,)."""
+    """The finest scale in µm from which on each gene can be trusted; NaN where there is none (n_genes,).
+
+    Of lazy counts a few genes at a time are computed.
+    """
     coarse = {factor: coarsening(mask, factor) for factor in sorted(FACTORS, reverse=True)}
     found: list[NDArray[np.float64]] = []
-    for first in range(0, len(genes), _GENES_AT_ONCE):
-        part = calibration.take(np.arange(first, min(first + _GENES_AT_ONCE, len(genes))))
+    n_genes = counts.shape[1]
+    for first in range(0, n_genes, _GENES_AT_ONCE):
+        part = calibration.take(np.arange(first, min(first + _GENES_AT_ONCE, n_genes)))
+        values = np.asarray(counts[:, first : first + _GENES_AT_ONCE])
         trusted, good = np.full(len(part.mean), np.nan), np.ones(len(part.mean), dtype=bool)
         for factor, matrix in coarse.items():
             if matrix.shape[0] < 2:  # wider than the tissue
                 continue
-            sums, area = matrix @ counts[:, first : first + _GENES_AT_ONCE], np.asarray(matrix.sum(1)).ravel()
+            sums, area = matrix @ values, np.asarray(matrix.sum(1)).ravel()
             good &= part.reliability(sums, area) >= _TRUSTED  # and at all coarser scales
             trusted[good] = factor * calibration.pitch_um
         found.append(trusted)

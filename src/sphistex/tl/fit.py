@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from spatialdata import SpatialData
@@ -27,7 +27,7 @@ def fit(
     sdata: SpatialData | Sequence[SpatialData],
     *,
     sections: str | Mapping[str, Mapping[str, Any]] | None = None,
-    genes: int | Sequence[str] | None = None,
+    genes: int | Sequence[str] | Literal["all"] | None = None,
     preset: str = "default",
     image_key: str | None = None,
     shapes_key: str | None = None,
@@ -63,7 +63,8 @@ def fit(
         Several sections of one object, as in :func:`super_resolve`. The feature map and the mask of a section are
         called ``<features_key>_<section>`` and ``<tissue_key>_<section>``.
     genes
-        Names of genes; or how many of the most variable ones, over all sections; None for 1,000.
+        Names of genes; or how many of the most variable ones, over all sections; None for 1,000; or ``"all"`` that are
+        seen in enough spots to have a pattern: in 2 % of them, or in 100 where that is less.
     preset
         ``"default"``, what measured best; or ``"paper"``, the published configuration.
     image_key, shapes_key, table_key, coordinate_system

@@ -12,9 +12,11 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from sphistex._checks import check_open
 from sphistex.metrics import coarsen
 from sphistex.metrics.lattice import maps
 from sphistex.tl._genes import check_genes
+from sphistex.tl._lazy import LazyCounts
 from sphistex.tl._trust import calibration_of, made_how
 
 # Genes whose maps are in memory at once.
@@ -100,7 +102,8 @@ def confidence(
     whole = calibration_of(table, key)
     names = check_genes(table, [genes] if isinstance(genes, str) else table.var_names if genes is None else genes, key)
     factor = _checked(whole.pitch_um, scale_um, level, of, above, fdr)
-    _check_counts(table, key, whole.mean)
+    if not isinstance(table.X, LazyCounts):
+        _check_counts(table, key, whole.mean)
     columns = table.var_names.get_indexer(names)
     mask, order = _lattice(table)
     if factor > min(mask.shape):
@@ -114,7 +117,7 @@ def confidence(
     for first in range(0, len(columns), _GENES_AT_ONCE):
         part = slice(first, first + _GENES_AT_ONCE)
         calibration = whole.take(columns[part])
-        expected, _ = coarsen(maps(table.X[:, columns[part]][order], mask, slice(None)), mask, factor)
+        expected, _ = coarsen(maps(np.asarray(table.X[:, columns[part]])[order], mask, slice(None)), mask, factor)
         interval = calibration.count_interval if of == "counts" else calibration.expression_interval
         threshold = area * (calibration.mean if above is None else above)
         probability = calibration.probability_above(expected, area.ravel(), threshold)
@@ -140,6 +143,7 @@ def _result(sdata: SpatialData, key: str) -> AnnData:
         raise ValueError(f"key={key!r} is empty, {table.n_obs} superpixels × {table.n_vars} genes: make it again")
     if "log1p" in table.uns:
         raise ValueError(f"key={key!r} holds logarithms, and intervals are of counts: keep the counts in X")
+    check_open(table, key)
     return table
 
 

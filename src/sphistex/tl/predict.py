@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from spatialdata import SpatialData
+from spatialdata.transformations import get_transformation
 from tqdm.auto import tqdm
 
 from sphistex._section import Section, has_spots, image_alone, resolve_section
-from sphistex.nn import Inputs, SuperResolver
+from sphistex._store import record
+from sphistex.nn import FeatureMap, Inputs, SuperResolver
+from sphistex.nn.genes import GeneReader
 from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
-from sphistex.tl._inputs import encoder_of, gather_inputs
-from sphistex.tl._result import add_result, check_result_free
-from sphistex.tl._trust import check_drop, judged_on, kept_genes
+from sphistex.tl._inputs import encoder_of, gather_inputs, tissue_of
+from sphistex.tl._latent import add_latent_map, fingerprint
+from sphistex.tl._lazy import Counts, LazyCounts
+from sphistex.tl._result import add_result, check_result_free, latent_name
+from sphistex.tl._trust import check_drop, gene_table, judged_on, kept_genes
 
 # Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
 _MAX_ROUNDS = 100
@@ -37,6 +43,7 @@ def predict(
     key_added: str = "superres",
     conserve_counts: bool = False,
     drop_genes: Literal["chance", "interpolation"] | None = None,
+    lazy: bool | None = None,
     overwrite: bool = False,
 ) -> None:
     """Predict the counts of every tissue superpixel and add them as a table with its labels.
@@ -62,13 +69,18 @@ def predict(
     drop_genes
         Leave out genes that were predicted no better than by ``"chance"``, or also those that were predicted no better
         than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
+    lazy
+        Keep what counts are read from, and compute them when they are asked for, gene by gene; False computes all of
+        them now. By default where they would take more than half of ``settings.memory_gb``.
     overwrite
         Replace an existing result.
 
     Returns
     -------
     Adds ``sdata.tables[key_added]`` and ``sdata.labels[key_added + "_labels"]``; see
-    :func:`sphistex.tl.super_resolve` for what they hold.
+    :func:`sphistex.tl.super_resolve` for what they hold. For a lazy result also ``sdata.images[key_added +
+    "_latent"]``, the latent map that counts are read from (float16, on disk: in the store of ``sdata``, or in the cache
+    folder), and ``sdata.tables[key_added + "_model"]``, which says how; see :func:`sphistex.tl.open_genes`.
 
     Raises
     ------
@@ -109,6 +121,7 @@ def predict(
         key_added=key_added,
         conserve_counts=conserve_counts,
         drop_genes=drop_genes,
+        lazy=lazy,
         overwrite=overwrite,
     )
 
@@ -123,26 +136,35 @@ def predict_section(
     key_added: str,
     conserve_counts: bool,
     drop_genes: str | None,
+    lazy: bool | None,
     overwrite: bool,
 ) -> None:
     """Predict a section that has been resolved and checked."""
     check_result_free(sdata, section, key_added, overwrite=overwrite)
     _check_fits(sdata, section, model, features_key)
+    lazy = held_lazily(tissue_of(sdata, section, tissue_key), len(model.genes), lazy, conserve_counts)
     inputs = gather_inputs(
         sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context
     )
     model = judged_on(inputs, model)
     kept = kept_genes(model, drop_genes)
-    counts = _predicted(model, inputs)
-    if conserve_counts:
-        share_out(counts, inputs.bags.weights[:, inputs.features.mask.ravel()].tocsr(), inputs.spots.counts)
+    found: NDArray[np.float32] | LazyCounts
+    if lazy:
+        trust = gene_table(model, None, inputs.features.mask)
+        found = _lazily(sdata, model, inputs, kept, features_key=features_key, key_added=key_added)
+    else:
+        counts = _predicted(model, inputs)
+        if conserve_counts:
+            share_out(counts, inputs.bags.weights[:, inputs.features.mask.ravel()].tocsr(), inputs.spots.counts)
+        trust = gene_table(model, counts, inputs.features.mask)
+        found = counts if kept.all() else counts[:, kept]
     add_result(
         sdata,
         section,
         model,
-        counts,
+        found,
         inputs.features.mask,
-        kept,
+        trust[kept],
         features_key=features_key,
         tissue_key=tissue_key,
         conserve_counts=conserve_counts,
@@ -174,6 +196,50 @@ def _image_alone(
     return image_alone(sdata, model.genes, image_key=image_key, mpp=mpp)
 
 
+def held_lazily(mask: NDArray[np.bool_], n_genes: int, lazy: bool | None, conserve_counts: bool) -> bool:
+    """Whether counts of the tissue's superpixels are computed when they are asked for, where ``lazy`` leaves it open.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If ``lazy`` is none of True, False and None, or counts cannot be lazy because they are to be conserved.
+    """
+    if lazy is not None and not isinstance(lazy, bool):
+        raise TypeError(f"lazy={lazy!r} must be True, False or None")
+    size_gb = int(mask.sum()) * n_genes * 4 / 2**30
+    chosen = size_gb > settings.memory_gb / 2 if lazy is None else lazy
+    if chosen and conserve_counts:
+        raise ValueError(
+            f"conserve_counts=True needs the counts of all genes at once, {size_gb:.3g} GB, and lazy={lazy!r} keeps "
+            f"them lazy (settings.memory_gb={settings.memory_gb:g}): pass lazy=False, fewer genes, or "
+            "conserve_counts=False"
+        )
+    return chosen
+
+
+def _lazily(
+    sdata: SpatialData,
+    model: SuperResolver,
+    inputs: Inputs,
+    kept: NDArray[np.bool_],
+    *,
+    features_key: str,
+    key_added: str,
+) -> LazyCounts:
+    """Counts of the genes that are kept, from a latent map that is made now."""
+    made_of = json.dumps(sdata.attrs.get("sphistex", {}).get(features_key, {}), sort_keys=True, default=str)
+    tag = fingerprint(model, inputs.identity, made_of, str(np.flatnonzero(kept).tolist()))
+    name = latent_name(key_added)
+    record(sdata, name, {"tag": tag})
+    mapper = model.mapper(inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]))
+    transformations = get_transformation(sdata.images[features_key], get_all=True)
+    with _progress(inputs) as bar:
+        add_latent_map(sdata, name, mapper, transformations, tag=tag, on_block=bar.update)
+    reader = mapper.reader if kept.all() else mapper.reader.take(np.flatnonzero(kept))
+    latent = FeatureMap(sdata.images[name].data, inputs.features.mask)
+    return LazyCounts.of(Counts(latent, GeneReader.from_arrays(reader.to_arrays()), tag))
+
+
 def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, features_key: str) -> None:
     check_genes(section.table, model.genes, section.table_key)
     if features_key not in sdata.images:
@@ -190,15 +256,16 @@ def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, feat
 
 def _predicted(model: SuperResolver, inputs: Inputs) -> NDArray[np.float32]:
     """Counts of the tissue superpixels in row-major order, (n_superpixels, n_genes)."""
-    total = int(inputs.features.mask.sum())
-    with tqdm(total=total, desc="predicting", unit="superpixel", disable=not settings.progress) as bar:
-
-        def on_block(n_superpixels: int) -> None:
-            bar.update(n_superpixels)
-
+    with _progress(inputs) as bar:
         return model.predict_tissue(
-            inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]), on_block=on_block
+            inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]), on_block=bar.update
         )
+
+
+def _progress(inputs: Inputs) -> Any:
+    """A bar over the superpixels."""
+    total = int(inputs.features.mask.sum())
+    return tqdm(total=total, desc="predicting", unit="superpixel", disable=not settings.progress)
 
 
 def share_out(counts: NDArray[np.float32], weights: sparse.csr_matrix, measured: NDArray[np.float32]) -> None:

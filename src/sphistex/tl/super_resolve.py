@@ -20,14 +20,14 @@ from sphistex.tl._sections import Placed, about, common_genes, resolve_sections
 from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import check_seed, fitted
-from sphistex.tl.predict import predict_section
+from sphistex.tl.predict import held_lazily, predict_section
 
 
 def super_resolve(
     sdata: SpatialData | Sequence[SpatialData],
     *,
     sections: str | Mapping[str, Mapping[str, Any]] | None = None,
-    genes: int | Sequence[str] | None = None,
+    genes: int | Sequence[str] | Literal["all"] | None = None,
     encoder: Any = "auto",
     weights: str | Path | None = None,
     preset: str = "default",
@@ -42,6 +42,7 @@ def super_resolve(
     key_added: str = "superres",
     conserve_counts: bool = False,
     drop_genes: Literal["chance", "interpolation"] | None = None,
+    lazy: bool | None = None,
     strict: bool = False,
     overwrite: bool = False,
     seed: int | None = None,
@@ -69,7 +70,8 @@ def super_resolve(
         names, where each section has shapes of its own. What is made of a section is called ``<key_added>_<section>``,
         ``<features_key>_<section>`` and ``<tissue_key>_<section>``.
     genes
-        Names of genes; or how many of the most variable ones, over all sections; None for 1,000.
+        Names of genes; or how many of the most variable ones, over all sections; None for 1,000; or ``"all"`` that are
+        seen in enough spots to have a pattern: in 2 % of them, or in 100 where that is less.
     encoder, weights, device
         Image encoder, file with its weights, and torch device; see :func:`sphistex.encoders.get`.
     preset
@@ -89,6 +91,9 @@ def super_resolve(
     drop_genes
         Leave out genes that were predicted no better than by ``"chance"``, or also those that were predicted no better
         than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
+    lazy
+        Keep what counts are read from, and compute them when they are asked for, gene by gene; False computes all of
+        them now. By default where they would take more than half of ``settings.memory_gb``, see :func:`predict`.
     strict
         Refuse counts that look normalised instead of warning.
     overwrite
@@ -155,6 +160,8 @@ def super_resolve(
     chosen_genes = common_genes(placed, genes)
     model_encoder = encoders.get(encoder, weights=weights, device=device)
     _ensure_tissue(placed)
+    for one in placed:  # refused before the work begins
+        held_lazily(tissue_of(one.sdata, one.section, one.tissue_key), len(chosen_genes), lazy, conserve_counts)
     for one in placed:
         superpixel_features(
             one.sdata,
@@ -177,6 +184,7 @@ def super_resolve(
                 key_added=one.key_added,
                 conserve_counts=conserve_counts,
                 drop_genes=drop_genes,
+                lazy=lazy,
                 overwrite=overwrite,
             )
     return model
