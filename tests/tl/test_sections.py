@@ -12,6 +12,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import spatialdata as sd
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
@@ -152,6 +153,7 @@ def test_an_image_alone_gets_a_result_of_the_same_kind(
     tissue: SpatialData, resolved: tuple[list[SpatialData], sx.tl.SuperResolver], tmp_path: Path
 ) -> None:
     sdata = alone(tissue, 2, spots=False)
+    sdata.shapes["regions"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 500, 500)]))  # no spots
     sx.tl.superpixel_features(sdata, encoder=colour, mpp=0.5)
     sx.tl.predict(sdata, resolved[1])
     table, whole = sdata.tables["superres"], resolved[0][1].tables["superres"]

@@ -10,7 +10,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from sphistex._section import Section, has_spots, image_alone, resolve_section
+from sphistex._section import Section, image_alone, is_image_alone, resolve_section
 from sphistex.nn import Inputs, SuperResolver
 from sphistex.settings import settings
 from sphistex.tl._genes import check_genes
@@ -68,7 +68,7 @@ def predict(
     Returns
     -------
     Adds ``sdata.tables[key_added]`` and ``sdata.labels[key_added + "_labels"]``; see
-    :func:`sphistex.tl.super_resolve` for what they hold.
+    :func:`sphistex.tl.super_resolve` for what they hold. ``uns[key_added]["spots"]`` says whether there were any.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def predict(
     10
     """
     check_drop(drop_genes)
-    if not has_spots(sdata) and shapes_key is None and table_key is None:
+    if is_image_alone(sdata) and shapes_key is None and table_key is None:
         _check_without_spots(model, conserve_counts)
         section = _image_alone(sdata, model, image_key, mpp, features_key)
     else:
