@@ -267,3 +267,7 @@ def test_features_of_different_encoders_are_refused(pair: list[SpatialData]) -> 
     sx.tl.superpixel_features(pair[1], encoder=brightness)
     with pytest.raises(ValueError, match="section 1 of 2 were made with encoder='colour', those of section 2 of 2"):
         sx.tl.fit(pair, **QUICK)
+    del pair[0].images["superpixel_features"], pair[0].labels["tissue"], pair[0].attrs["sphistex"]
+    with pytest.raises(ValueError, match="section 2 of 2: .*was made with encoder='brightness', not 'colour'"):
+        sx.tl.super_resolve(pair, encoder=colour, **QUICK)
+    assert not pair[0].labels, "nothing was made in vain"
