@@ -155,10 +155,12 @@ def _check_without_spots(model: SuperResolver, conserve_counts: bool) -> None:
     """Refuse what needs spots."""
     if conserve_counts:
         raise ValueError("conserve_counts=True: there are no spots whose counts could be conserved, only an image")
-    if model.parameters.layers and not model.parameters.spotless:
+    parameters = model.parameters
+    if parameters.layers and not (parameters.spotless and parameters.thinned):
         raise ValueError(
             "there are no spots (circles or bins of Visium HD) in sdata.shapes, and the model was fitted with "
-            "spotless=0, so that it cannot do without: fit it with spotless=0.05"
+            f"spotless={parameters.spotless:g}, thinned={parameters.thinned}, so that it cannot do without: "
+            "fit it with spotless=0.05, thinned=True"
         )
 
 
