@@ -231,6 +231,11 @@ def image_alone(sdata: SpatialData, genes: Sequence[str], *, image_key: str | No
     )
 
 
+def is_image_alone(sdata: SpatialData) -> bool:
+    """Whether there is nothing that could be spots: no circles nor bins, and no other shapes with counts."""
+    return not (has_spots(sdata) or (candidates(sdata, "shapes") and candidates(sdata, "tables")))
+
+
 def check_mpp(mpp: float) -> None:
     """Refuse microns per pixel that no microscope's image has."""
     if not 0 < mpp < 100:

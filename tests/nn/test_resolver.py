@@ -329,12 +329,11 @@ def test_an_image_that_shows_nothing_is_not_read() -> None:
 @pytest.mark.parametrize("n_spots", [100, 350, 1000, 4000])
 def test_an_epoch_takes_enough_steps_whatever_the_number_of_spots(n_spots: int) -> None:
     held_out = folds(n_spots, 3, share=0.2)
-    batch = suitable_batch(np.ones((n_spots, 49), dtype=np.float32), held_out)
+    batch = suitable_batch(torch.ones(n_spots, 49), held_out)
     n_seen = int((~held_out).sum(1).min())
     assert 16 <= batch <= 64
     assert -(-n_seen // batch) >= 16 or batch * 49 <= 1000
 
 
 def test_bags_of_single_bins_make_large_batches() -> None:
-    weight = np.ones((10_000, 1), dtype=np.float32)
-    assert suitable_batch(weight, torch.zeros(1, 10_000, dtype=torch.bool)) == 1000
+    assert suitable_batch(torch.ones(10_000, 1), torch.zeros(1, 10_000, dtype=torch.bool)) == 1000

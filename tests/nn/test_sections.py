@@ -26,7 +26,7 @@ SIDE, N_GENES = 70, 4
 GENES = [f"g{i}" for i in range(N_GENES)]
 EFFECT = np.random.default_rng(7).normal(0, 0.5, (3, N_GENES))
 QUICK: dict[str, Any] = {
-    "n_models": 2,
+    "n_models": 3,
     "epochs": 25,
     "hidden": (32,),
     "context": (0, 2),
@@ -86,6 +86,17 @@ def test_each_section_is_predicted_on_its_own_scale(pair: list[tuple[Inputs, NDA
         found = map_of(joint, inputs)
         assert agreement(found, rates) > 0.75
         np.testing.assert_allclose(found.mean(0), rates.mean(0), rtol=0.15)
+
+
+def test_trust_is_learnt_of_all_and_said_on_the_scale_of_each(
+    pair: list[tuple[Inputs, NDArray]], joint: SuperResolver
+) -> None:
+    assert joint.info["n_left_out"] > 50 > 0.6 * len(pair[0][0].spots), "more than one section has"
+    assert (joint.image_share > 0.6).all()
+    first, second = (joint.at(inputs).calibration for inputs, _ in pair)
+    assert first is not None and second is not None
+    measured = [inputs.spots.counts.sum(0) / inputs.bags.weights.sum() for inputs, _ in pair]
+    np.testing.assert_allclose(second.mean / first.mean, measured[1] / measured[0], rtol=0.1)
 
 
 def test_two_sections_say_more_than_one(pair: list[tuple[Inputs, NDArray]], joint: SuperResolver) -> None:

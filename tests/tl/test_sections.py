@@ -12,6 +12,7 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 import spatialdata as sd
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, ShapesModel, TableModel
@@ -152,6 +153,7 @@ def test_an_image_alone_gets_a_result_of_the_same_kind(
     tissue: SpatialData, resolved: tuple[list[SpatialData], sx.tl.SuperResolver], tmp_path: Path
 ) -> None:
     sdata = alone(tissue, 2, spots=False)
+    sdata.shapes["regions"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=[shapely.box(0, 0, 500, 500)]))  # no spots
     sx.tl.superpixel_features(sdata, encoder=colour, mpp=0.5)
     sx.tl.predict(sdata, resolved[1])
     table, whole = sdata.tables["superres"], resolved[0][1].tables["superres"]
@@ -265,3 +267,7 @@ def test_features_of_different_encoders_are_refused(pair: list[SpatialData]) -> 
     sx.tl.superpixel_features(pair[1], encoder=brightness)
     with pytest.raises(ValueError, match="section 1 of 2 were made with encoder='colour', those of section 2 of 2"):
         sx.tl.fit(pair, **QUICK)
+    del pair[0].images["superpixel_features"], pair[0].labels["tissue"], pair[0].attrs["sphistex"]
+    with pytest.raises(ValueError, match="section 2 of 2: .*was made with encoder='brightness', not 'colour'"):
+        sx.tl.super_resolve(pair, encoder=colour, **QUICK)
+    assert not pair[0].labels, "nothing was made in vain"

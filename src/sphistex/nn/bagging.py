@@ -86,7 +86,7 @@ def padded(parts: Sequence[NDArray]) -> NDArray:
     return np.concatenate([np.pad(part, [(0, 0), (0, widest - part.shape[1]), *rest]) for part in parts])
 
 
-def suitable_batch(weight: NDArray[np.floating], held_out: Tensor) -> int:
+def suitable_batch(weight: Tensor, held_out: Tensor) -> int:
     """Bags per step that suit the number of bags that a model sees, and their size (weights (n_bags, n1))."""
     n_seen = int((~held_out).sum(1).max())
     by_steps = min(max(n_seen // _STEPS_PER_EPOCH, _SMALLEST_BATCH), _LARGEST_BATCH)

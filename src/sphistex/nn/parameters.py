@@ -46,8 +46,8 @@ class FitParameters:
     own_dropout
         Share of the bags that, in an epoch, are not shown the nearest spot, their own: between spots there is none.
     spotless
-        Share of the bags, of those without their own, that are shown no spot at all: a model for sections of which
-        there is only the image has to know what to do without.
+        Share of the bags that, in an epoch, are shown no spot at all: a section may have only an image. It needs
+        ``thinned``.
     enhanced_bags
         Whether enhanced spots are bags as well.
     epochs, patience, learning_rate, weight_decay, schedule, genes_per_step

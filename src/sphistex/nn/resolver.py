@@ -149,53 +149,24 @@ class SuperResolver:
         known = [section.identity for section in sections]
         sections = [section.pooled for section in sections]
         bags = training_bags(sections, parameters, seed)
-        vectors = [
-            torch.from_numpy(section.features.gather(one.instances))
-            for section, one in zip(sections, bags, strict=True)
-        ]
+        vectors = [torch.from_numpy(x.features.gather(one.instances)) for x, one in zip(sections, bags, strict=True)]
         average = density(sections)
         depths = [depth(section, average) for section in sections]
-        index, weight = side_by_side(bags)
-        bag_counts = _float(
-            np.concatenate([one.sources @ x.spots.counts for one, x in zip(bags, sections, strict=True)])
-        )
-        places = [
-            pooling(x.spots.xy_um, x.spots.pitch_um)[0] @ x.spots.counts / y
-            for x, y in zip(sections, depths, strict=True)
-        ]
         with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
             torch.manual_seed(seed)
-            areas = torch.from_numpy(weight).sum(1)
-            module = _build(parameters, vectors[0].shape[1], _float(np.concatenate(places)), bag_counts, areas, average)
+            module = _build(
+                parameters,
+                vectors[0].shape[1],
+                _float(np.concatenate([_places(x) / its_depth for x, its_depth in zip(sections, depths, strict=True)])),
+                _float(np.concatenate([one.sources @ x.spots.counts for x, one in zip(sections, bags, strict=True)])),
+                torch.cat([torch.from_numpy(one.weight).sum(1) for one in bags]),
+                average,
+            )
             module.scalings = nn.ModuleList(Scaling.of(x, y) for x, y in zip(vectors, depths, strict=True))
             window_um = float(np.median(np.concatenate([section.spots.radius_um for section in sections])))
             pitch_um, image_alone = sections[0].bags.grid.pitch_um, np.ones(len(genes))
             resolver = cls(list(genes), parameters, module.to(device), pitch_um, window_um, image_alone, known)
-            scaled = [resolver._scaled(module.scaling_of(number)) for number in range(len(sections))]
-            seen = [_Seen.by(*each) for each in zip(scaled, sections, bags, strict=True)]
-            there = padded([np.ones(one.nearest.index.shape, dtype=bool) for one in seen])
-
-            def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-                """Two independent halves of the spots' counts: one to be explained, one to be seen."""
-                counts, tokens = zip(*(one.halves(generator) for one in seen), strict=True)
-                shown = _without_some(torch.from_numpy(there), parameters, generator)
-                return _float(np.concatenate(counts)), _float(padded(tokens)), shown
-
-            data = BagData(
-                # unscaled, each is let go at once
-                features=torch.cat([model._by_context(vectors.pop(0)) for model in scaled], dim=1),
-                index=torch.from_numpy(index).to(device),
-                weight=torch.from_numpy(weight).to(device),
-                counts=bag_counts.to(device),
-                spots=_float(padded([one.tokens() for one in seen])).to(device),
-                spot_mask=torch.from_numpy(there).to(device),
-                dtype=resolver.dtype,
-                draw=draw if parameters.thinned and parameters.layers else None,
-            )
-            if len(sections) > 1:
-                data.depth = torch.stack([module.scaling_of(number).depth for number in range(len(sections))])
-                sizes = torch.tensor([len(one) for one in bags])
-                data.section = torch.arange(len(bags)).repeat_interleave(sizes).to(device)
+            data = resolver._training_data(sections, bags, vectors)
             held_out = torch.cat([one.held_out for one in bags], dim=1)
             log = train(
                 module.network,
@@ -204,7 +175,7 @@ class SuperResolver:
                 held_out.to(device),
                 epochs=parameters.epochs,
                 patience=parameters.patience,
-                batch_size=parameters.batch_size or suitable_batch(weight, held_out),
+                batch_size=parameters.batch_size or suitable_batch(data.weight, held_out),
                 learning_rate=parameters.learning_rate,
                 weight_decay=parameters.weight_decay,
                 schedule=parameters.schedule,
@@ -378,6 +349,39 @@ class SuperResolver:
         self.scores = explained(held_out.expected, held_out.interpolated, held_out.counts, genes=self.genes, seed=seed)
         self.calibration = Calibration.learn(held_out, self.pitch_um, seed=seed)
 
+    def _training_data(
+        self, sections: Sequence[Inputs], bags: Sequence[TrainingBags], vectors: list[Tensor]
+    ) -> BagData:
+        """What the networks are trained on: the bags of all sections; ``vectors`` is empty afterwards."""
+        scalings = [self.module.scaling_of(number) for number in range(len(sections))]
+        scaled = [self._scaled(scaling) for scaling in scalings]
+        seen = [_Seen.by(*each) for each in zip(scaled, sections, bags, strict=True)]
+        index, weight = side_by_side(bags)
+        there = torch.from_numpy(padded([np.ones(one.nearest.index.shape, dtype=bool) for one in seen]))
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+            """Two independent halves of the spots' counts: one to be explained, one to be seen."""
+            counts, tokens = zip(*(one.halves(generator) for one in seen), strict=True)
+            shown = _without_some(there, self.parameters, generator)
+            return _float(np.concatenate(counts)), _float(padded(tokens)), shown
+
+        data = BagData(
+            # unscaled, each is let go at once
+            features=torch.cat([model._by_context(vectors.pop(0)) for model in scaled], dim=1),
+            index=torch.from_numpy(index).to(self.device),
+            weight=torch.from_numpy(weight).to(self.device),
+            counts=_float(np.concatenate([one.counts() for one in seen])).to(self.device),
+            spots=_float(padded([one.tokens() for one in seen])).to(self.device),
+            spot_mask=there.to(self.device),
+            dtype=self.dtype,
+            draw=draw if self.parameters.thinned and self.parameters.layers else None,
+        )
+        if len(sections) > 1:
+            data.depth = torch.stack([scaling.depth for scaling in scalings])
+            data.section = torch.arange(len(bags)).repeat_interleave(torch.tensor([len(one) for one in bags]))
+            data.section = data.section.to(self.device)
+        return data
+
     def _scaled(self, scaling: Scaling) -> SuperResolver:
         """The model as if it had been fitted to this section alone; networks are shared."""
         by = scaling.depth
@@ -450,12 +454,16 @@ class _Seen:
         positions = model._positions(section.spots)
         return cls(model, section.spots, bags, positions, positions.nearest(bags.xy_um))
 
+    def counts(self) -> NDArray[np.floating]:
+        """Counts of the bags (n_bags, n_genes)."""
+        return np.asarray(self.bags.sources @ self.spots.counts)
+
     def tokens(self) -> NDArray[np.float32]:
-        """All of it, (n_bags, k, d_spots)."""
+        """What they see in all, (n_bags, k, d_spots)."""
         return self.nearest.tokens(self.positions.profiles)
 
     def halves(self, generator: torch.Generator) -> tuple[NDArray[np.floating], NDArray[np.float32]]:
-        """Counts of the bags (n_bags, n_genes) from one half of the spots' counts, and tokens from the other."""
+        """The bags' counts from one half of those of the spots, and what they see of the other half."""
         explained, seen = _halves(self.spots.counts, generator)
         tokens = self.nearest.tokens(self.model._profiles(self.positions.sums @ seen))
         return self.bags.sources @ explained, tokens
@@ -479,6 +487,12 @@ def _without_some(there: Tensor, parameters: FitParameters, generator: torch.Gen
         shown[:, 0] &= chance >= parameters.own_dropout
     shown[chance < parameters.spotless] = False
     return shown
+
+
+def _places(section: Inputs) -> NDArray[np.floating]:
+    """Counts of the places at which a section is looked at (n_places, n_genes)."""
+    sums, _ = pooling(section.spots.xy_um, section.spots.pitch_um)
+    return np.asarray(sums @ section.spots.counts)
 
 
 def _float(values: NDArray) -> Tensor:

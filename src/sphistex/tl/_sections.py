@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
@@ -109,23 +108,30 @@ def common_genes(placed: Sequence[Placed], genes: int | Sequence[str] | str | No
     tables = [one.section.table for one in placed]
     if len(tables) == 1:
         return choose_genes(tables[0], genes)
-    if isinstance(genes, Sequence) and not isinstance(genes, str):
+    if isinstance(genes, Iterable) and not isinstance(genes, str):
         for one in placed:
             with about(one.called):
-                check_genes(one.section.table, genes, one.section.table_key)
-    shared = tables[0].var_names[np.logical_and.reduce([tables[0].var_names.isin(x.var_names) for x in tables[1:]])]
-    if not len(shared):
-        heads = "; ".join(f"{one.called}: {_some(list(one.section.table.var_names), 3)}" for one in placed)
-        raise ValueError(f"the sections have no gene in common ({heads}): are some names symbols and others ids?")
-    lacking = pd.Index([]).append([table.var_names for table in tables]).unique().difference(shared, sort=False)
-    if len(lacking):
-        warnings.warn(
-            f"{len(lacking)} genes that not all sections have are left out: {_some(list(lacking), _NAMED)}",
-            UserWarning,
-            stacklevel=3,
-        )
+                shared = check_genes(one.section.table, genes, one.section.table_key)  # type: ignore[arg-type]
+    else:
+        shared = _in_all(placed)
     counts = sparse.vstack([sparse.csr_matrix(table[:, shared].X) for table in tables], format="csr")
     return choose_genes(AnnData(counts, var=pd.DataFrame(index=shared)), genes)
+
+
+def _in_all(placed: Sequence[Placed]) -> list[str]:
+    """Genes that the tables of all sections have; says which some of them lack."""
+    names = [one.section.table.var_names for one in placed]
+    shared = [name for name in names[0] if all(name in others for others in names[1:])]
+    if not shared:
+        heads = "; ".join(f"{one.called}: {_some(list(some), 3)}" for one, some in zip(placed, names, strict=True))
+        raise ValueError(f"the sections have no gene in common ({heads}): are some names symbols and others ids?")
+    if lacking := sorted(set().union(*names).difference(shared)):
+        warnings.warn(
+            f"{len(lacking)} genes that not all sections have are left out: {_some(lacking, _NAMED)}",
+            UserWarning,
+            stacklevel=4,
+        )
+    return shared
 
 
 def _objects(data: SpatialData | Sequence[SpatialData]) -> list[SpatialData]:

@@ -35,9 +35,9 @@ def check_drop(drop_genes: object) -> None:
 
 
 def judged_on(section: Inputs, model: SuperResolver) -> SuperResolver:
-    """The model, without what it knows of its own sections where this is another, or only the image of one."""
+    """The model for a section, without what it knows of its own sections where this is another, or only an image."""
     if section.identity in model.sections:
-        return model
+        return model.at(section)
     if len(section.spots):
         return replace(model, scores=None, calibration=None, info=model.info | {"unjudged": _ELSEWHERE})
     alone = np.ones(len(model.genes))

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 from tqdm.auto import tqdm
 
-from sphistex._section import Section, has_spots, image_alone, resolve_section
+from sphistex._section import Section, image_alone, is_image_alone, resolve_section
 from sphistex._store import record
 from sphistex.nn import FeatureMap, Inputs, SuperResolver
 from sphistex.nn.genes import GeneReader
@@ -78,9 +78,10 @@ def predict(
     Returns
     -------
     Adds ``sdata.tables[key_added]`` and ``sdata.labels[key_added + "_labels"]``; see
-    :func:`sphistex.tl.super_resolve` for what they hold. For a lazy result also ``sdata.images[key_added +
-    "_latent"]``, the latent map that counts are read from (float16, on disk: in the store of ``sdata``, or in the cache
-    folder), and ``sdata.tables[key_added + "_model"]``, which says how; see :func:`sphistex.tl.open_genes`.
+    :func:`sphistex.tl.super_resolve` for what they hold. ``uns[key_added]["spots"]`` says whether there were any. For
+    a lazy result also ``sdata.images[key_added + "_latent"]``, the latent map that counts are read from (float16, on
+    disk: in the store of ``sdata``, or in the cache folder), and ``sdata.tables[key_added + "_model"]``, which says
+    how; see :func:`sphistex.tl.open_genes`.
 
     Raises
     ------
@@ -99,7 +100,7 @@ def predict(
     10
     """
     check_drop(drop_genes)
-    if not has_spots(sdata) and shapes_key is None and table_key is None:
+    if is_image_alone(sdata) and shapes_key is None and table_key is None:
         _check_without_spots(model, conserve_counts)
         section = _image_alone(sdata, model, image_key, mpp, features_key)
     else:
@@ -177,10 +178,12 @@ def _check_without_spots(model: SuperResolver, conserve_counts: bool) -> None:
     """Refuse what needs spots."""
     if conserve_counts:
         raise ValueError("conserve_counts=True: there are no spots whose counts could be conserved, only an image")
-    if model.parameters.layers and not model.parameters.spotless:
+    parameters = model.parameters
+    if parameters.layers and not (parameters.spotless and parameters.thinned):
         raise ValueError(
             "there are no spots (circles or bins of Visium HD) in sdata.shapes, and the model was fitted with "
-            "spotless=0, so that it cannot do without: fit it with spotless=0.05"
+            f"spotless={parameters.spotless:g}, thinned={parameters.thinned}, so that it cannot do without: "
+            "fit it with spotless=0.05, thinned=True"
         )
 
 

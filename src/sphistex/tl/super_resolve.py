@@ -159,6 +159,9 @@ def super_resolve(
             _check_room(one, overwrite=overwrite)
     chosen_genes = common_genes(placed, genes)
     model_encoder = encoders.get(encoder, weights=weights, device=device)
+    for one in placed:
+        with about(one.called):
+            _check_features(one, model_encoder, overwrite=overwrite)
     _ensure_tissue(placed)
     for one in placed:  # refused before the work begins
         held_lazily(tissue_of(one.sdata, one.section, one.tissue_key), len(chosen_genes), lazy, conserve_counts)
@@ -199,6 +202,17 @@ def _check_room(one: Placed, *, overwrite: bool) -> None:
         )
     recorded = one.features_key in one.sdata.attrs.get("sphistex", {})
     check_free(one.sdata, "images", one.features_key, overwrite=overwrite or recorded)
+
+
+def _check_features(one: Placed, encoder: encoders.Encoder, *, overwrite: bool) -> None:
+    """Refuse a feature map of another encoder before those of the other sections are made."""
+    made = one.sdata.attrs.get("sphistex", {}).get(one.features_key)
+    if made and not overwrite and (made.get("encoder"), made.get("revision")) != (encoder.name, encoder.revision):
+        raise ValueError(
+            f"features_key={one.features_key!r} exists in sdata.images and was made with "
+            f"encoder={made.get('encoder')!r}, not {encoder.name!r}; choose another name, or pass overwrite=True to "
+            "replace it"
+        )
 
 
 def _ensure_tissue(placed: Sequence[Placed]) -> None:
