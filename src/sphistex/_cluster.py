@@ -57,6 +57,7 @@ def bounded_map(
     in_flight
         Items sent to the cluster and not yet returned.
     """
+    import dask
     from distributed import as_completed
 
     waiting = iter(items)
@@ -65,7 +66,9 @@ def bounded_map(
 
     def send() -> None:
         for item in islice(waiting, 1):
-            future = client.submit(function, item, pure=False)
+            # Pixels are no graph that was made too large by mistake, of which dask would warn each time.
+            with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GiB"}):
+                future = client.submit(function, item, pure=False)
             sent[future] = item
             running.add(future)
 

@@ -23,7 +23,7 @@ class Settings:
     ----------
     device
         Where to compute: ``"auto"`` (the first there is of CUDA, MPS and CPU), ``"cpu"``, ``"mps"``, ``"cuda"`` or
-        ``"cuda:<number>"``.
+        ``"cuda:<number>"``. Where no number is given, features are made on all GPUs.
     cache_dir
         Folder for files that can be made or downloaded again.
     progress

@@ -16,6 +16,9 @@ SUPERPIXEL_UM = 8.0
 class Encoder(Protocol):
     """Protocol of an encoder of histology tiles.
 
+    One that computes with PyTorch may also say on which ``device``, and have a method ``on(device)`` that returns a
+    copy on another one, so that all GPUs of a machine are used.
+
     Attributes
     ----------
     name
@@ -69,7 +72,7 @@ def replicas(encoder: Encoder) -> list[Encoder]:
 
 def to_device(tiles: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """Tiles on a device, copied while it is still busy where it is a GPU."""
-    pixels = torch.from_numpy(np.ascontiguousarray(tiles))
+    pixels = torch.from_numpy(np.require(tiles, requirements=["C", "W"]))
     if device.type == "cuda":
         return pixels.pin_memory().to(device, non_blocking=True)
     return pixels.to(device)

@@ -92,8 +92,8 @@ def _mpp(file: tifffile.TiffFile) -> float | None:
     """Microns per pixel, from OME-XML or from Aperio's description."""
     if file.ome_metadata:
         pixels = ElementTree.fromstring(file.ome_metadata).find("{*}Image/{*}Pixels")
-        size = None if pixels is None else pixels.get("PhysicalSizeX")
-        unit = "µm" if pixels is None else pixels.get("PhysicalSizeXUnit", "µm")
+        stated = {} if pixels is None else pixels.attrib
+        size, unit = stated.get("PhysicalSizeX"), stated.get("PhysicalSizeXUnit", "µm")
         return float(size) * _UM[unit] if size and unit in _UM else None
-    stated = _APERIO_MPP.search(file.series[0].keyframe.description)
-    return float(stated[1]) if stated else None
+    match = _APERIO_MPP.search(file.series[0].keyframe.description)
+    return float(match[1]) if match else None

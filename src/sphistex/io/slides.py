@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from spatialdata import SpatialData
 
 from sphistex._elements import INPUT_RECORD
@@ -43,13 +42,14 @@ def read_image(image: ImageLike, *, mpp: float | None = None, image_key: str = "
 
     Examples
     --------
+    >>> import numpy as np
     >>> sdata = read_image(np.full((400, 600, 3), 255, dtype=np.uint8), mpp=0.5)
     >>> sorted(sdata.images)
     ['image']
     """
-    if mpp is not None and not (np.isfinite(mpp) and 0 < mpp < 100):
+    if mpp is not None and not 0 < mpp < 100:
         raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
     picture = open_picture(image)
-    scale = picture.mpp if mpp is None else mpp
-    record = {} if scale is None else {INPUT_RECORD: {image_key: {"mpp": float(scale)}}}
+    scale = (picture.mpp or 0) if mpp is None else mpp
+    record = {INPUT_RECORD: {image_key: {"mpp": float(scale)}}} if 0 < scale < 100 else {}
     return SpatialData(images={image_key: image_element(picture)}, attrs={"sphistex": record})

@@ -70,6 +70,7 @@ def fill(
     copies
         Encoders that share the chunks; by default one on every GPU that the device stands for.
     """
+    element = element.absolute()  # workers may run in another folder
     record = ChunkRecord(element)
     intact = record.intact()
     blocks = [tiling.block(rows, columns, tissue) for rows, columns in product(*map(_spans, grid.shape))]
