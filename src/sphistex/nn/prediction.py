@@ -187,17 +187,24 @@ def _unexplained(
     pool, _ = pooling(spots.xy_um, spots.pitch_um)
     residuals = np.asarray(pool @ spots.counts, dtype=np.float64)  # of places: there may be many more bins
     network, objective = model.module.network, model.module.objective
-    for first in range(0, len(spots.counts), _BAGS_AT_ONCE):
-        part = np.arange(first, min(first + _BAGS_AT_ONCE, len(spots.counts)))
-        index, weight = (torch.from_numpy(x).to(model.device) for x in bags.take(part).padded())
-        instances, place = torch.unique(index, return_inverse=True)
-        vectors = model._by_context(torch.from_numpy(features.gather(instances.cpu().numpy())))
-        tokens = torch.from_numpy(positions.around(spots.xy_um[part])).to(model.device)
-        with computing_in(model.dtype, model.device):
-            latent = network(tokens[None], vectors[:, place][:, None], None, weight > 0)
-        found = objective.expected(latent, network.loadings, weight)
-        expected = found.median(0).values if model.parameters.average == "median" else found.mean(0)
-        residuals -= pool[:, part] @ expected.cpu().numpy()
+
+    def predicted(portions: Sequence[Tensor]) -> NDArray[np.float64]:
+        """Counts of the places."""
+        total = np.zeros_like(residuals)
+        for some in portions:
+            part = some.cpu().numpy()
+            index, weight = (torch.from_numpy(x).to(model.device) for x in bags.take(part).padded())
+            instances, place = torch.unique(index, return_inverse=True)
+            vectors = model._by_context(torch.from_numpy(features.gather(instances.cpu().numpy())))
+            tokens = torch.from_numpy(positions.around(spots.xy_um[part])).to(model.device)
+            with computing_in(model.dtype, model.device):
+                latent = network(tokens[None], vectors[:, place][:, None], None, weight > 0)
+            found = objective.expected(latent, network.loadings, weight)
+            expected = found.median(0).values if model.parameters.average == "median" else found.mean(0)
+            total += pool[:, part] @ expected.cpu().numpy()
+        return total
+
+    residuals -= Portions(_BAGS_AT_ONCE).of(torch.arange(len(spots.counts), device=model.device), predicted)
     area = pool @ np.asarray(bags.weights.sum(1))
     return SmoothResiduals.fit(mean_of(pool) @ spots.xy_um, residuals / area, seed=seed)
 

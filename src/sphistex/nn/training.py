@@ -216,6 +216,7 @@ def train(
     members = list(range(len(held_out)) if members is None else members)
     judged = held_out[members].any(1).tolist()
     device = data.counts.device
+    drawing = device if device.type == "cuda" else "cpu"  # not every device draws all 64 bits of a number
     # of all models, so that batches are the same whichever of them are here
     seen, unseen = (_listed(chosen)[members] for chosen in (~held_out, held_out))
     steps_per_epoch = -(-seen.shape[1] // batch_size)
@@ -231,7 +232,7 @@ def train(
             break
         common = seeded(seed, 1 + epoch, 0, 0)
         own = [seeded(seed, 1 + epoch, 1 + member, 0) for member in members]
-        _draw_dropout_from(network, [seeded(seed, 1 + epoch, 1 + member, 1, device=device) for member in members])
+        _draw_dropout_from(network, [seeded(seed, 1 + epoch, 1 + member, 1, device=drawing) for member in members])
         network.train()
         shown = data.drawn(common)
         running = torch.zeros(len(members), device=device)
