@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,36 +77,48 @@ def main() -> None:
     if arguments.profile:
         arguments.epochs = min(arguments.epochs, 2)
     found = {"device": device_name(device), "torch": torch.__version__, "timm": timm.__version__}
-    found["peak_tflops"] = peak(device)
+    found["peak_tflops"] = peak(Clock(device))
     print(json.dumps(found))
     sizes = {k: v for k, v in vars(arguments).items() if isinstance(v, int | str)}
-    measure = Measure(device, found["peak_tflops"], arguments.profile)
-    feature_map = measure("features", lambda: features(arguments, device))
-    trained = measure("training", lambda: training(arguments, device, len(feature_map)))
-    measure("published loop", lambda: published(arguments, device, trained.data))
-    measure("prediction", lambda: prediction(arguments, device, trained, feature_map))
+    clock, measure = Clock(device, arguments.profile), Measure(device, found["peak_tflops"])
+    feature_map = measure("features", lambda: features(arguments, clock))
+    trained = measure("training", lambda: training(arguments, clock, len(feature_map)))
+    measure("published loop", lambda: published(arguments, clock, trained.data))
+    measure("prediction", lambda: prediction(arguments, clock, trained, feature_map))
     if arguments.out:
         arguments.out.write_text(json.dumps({**found, "sizes": sizes, "steps": measure.rows}, indent=1))
 
 
-def peak(device: torch.device) -> float:
+class Clock:
+    """Runs functions: what they return, and their seconds until the device is done; prints where these go if wanted."""
+
+    def __init__(self, device: torch.device, profile: bool = False) -> None:
+        self.device, self._profile = device, profile
+
+    def __call__(self, function: Callable[[], Any]) -> tuple[Any, float]:
+        self._wait()
+        with torch.profiler.profile() if self._profile else nullcontext() as profiler:
+            started = time.perf_counter()
+            result = function()
+            self._wait()
+            seconds = time.perf_counter() - started
+        if profiler is not None:
+            by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+            print(profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=60))
+        return result, seconds
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def peak(clock: Clock) -> float:
     """The rate of a large matrix product in the number type that networks compute in, in TFLOP/s."""
-    size, repeats = (8192, 20) if device.type == "cuda" else (1024, 3)
-    a, b = torch.randn(2, size, size, device=device).to(fastest_dtype(device))
+    size, repeats = (8192, 20) if clock.device.type == "cuda" else (1024, 3)
+    a, b = torch.randn(2, size, size, device=clock.device).to(fastest_dtype(clock.device))
     a @ b
-    seconds = timed(device, lambda: [a @ b for _ in range(repeats)])[1]
+    _, seconds = clock(lambda: [a @ b for _ in range(repeats)])
     return repeats * 2 * size**3 / seconds / 1e12
-
-
-def timed(device: torch.device, function: Callable[[], Any]) -> tuple[Any, float]:
-    """What a function returns, and its seconds until the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return result, time.perf_counter() - started
 
 
 def counted(function: Callable[[], Any]) -> float:
@@ -124,20 +137,14 @@ def device_name(device: torch.device) -> str:
 class Measure:
     """Runs steps, which return a result and a row of figures; adds peak memory and the share of the peak rate."""
 
-    def __init__(self, device: torch.device, peak_tflops: float, profile: bool) -> None:
-        self.device, self.peak_tflops, self.profile = device, peak_tflops, profile
+    def __init__(self, device: torch.device, peak_tflops: float) -> None:
+        self.device, self.peak_tflops = device, peak_tflops
         self.rows: list[dict[str, Any]] = []
 
     def __call__(self, name: str, step: Callable[[], tuple[Any, dict[str, Any]]]) -> Any:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        if self.profile:
-            with torch.profiler.profile() as profiler:
-                result, row = step()
-            by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-            print(f"\n{name}\n{profiler.key_averages().table(sort_by=by, row_limit=15, max_name_column_width=60)}")
-        else:
-            result, row = step()
+        result, row = step()
         row = {"what": name, **row, "share_of_peak": row["tflops"] / self.peak_tflops}
         row["peak_rss_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         if self.device.type == "cuda":
@@ -162,9 +169,9 @@ class Slide:
         return self._pattern[:, rows[:, None], columns]
 
 
-def features(arguments: argparse.Namespace, device: torch.device) -> tuple[NDArray[np.float16], dict[str, Any]]:
+def features(arguments: argparse.Namespace, clock: Clock) -> tuple[NDArray[np.float16], dict[str, Any]]:
     """The feature map (dim, rows, columns) of a slide, read tile by tile."""
-    tiling = Tiling.of(random_encoder(arguments.architecture, device), batch_size=arguments.batch)
+    tiling = Tiling.of(random_encoder(arguments.architecture, clock.device), batch_size=arguments.batch)
     slide, side = Slide(arguments.side), arguments.side // PATCH_PX
     tissue = np.ones((side, side), dtype=bool)
     parts = [slice(first, min(first + CHUNK, side)) for first in range(0, side, CHUNK)]
@@ -181,7 +188,7 @@ def features(arguments: argparse.Namespace, device: torch.device) -> tuple[NDArr
 
     first = blocks[0]
     operations = counted(lambda: tiling.encode(read(first), first, tissue)) / len(first.tiles)  # the device warms up
-    _, seconds = timed(device, run)
+    _, seconds = clock(run)
     tiles = sum(len(block.tiles) for block in blocks)
     row = {"seconds": seconds, "tiles": tiles, "tiles_per_s": tiles / seconds, "gflop_per_tile": operations / 1e9}
     return out, {**row, "tflops": tiles * operations / seconds / 1e12}
@@ -213,9 +220,9 @@ def ahead(
 # ------------------------------------------------------------------------------------------------- training
 
 
-def training(arguments: argparse.Namespace, device: torch.device, dim: int) -> tuple[Any, dict[str, Any]]:
+def training(arguments: argparse.Namespace, clock: Clock, dim: int) -> tuple[Any, dict[str, Any]]:
     """A fit of all models; of it, the epochs."""
-    chosen = parameters(n_models=arguments.models)
+    device, chosen = clock.device, parameters(n_models=arguments.models)
     data, profile = bag_data(arguments, device, dim, chosen)
     areas = data.weight.sum(1)
 
@@ -256,7 +263,7 @@ def training(arguments: argparse.Namespace, device: torch.device, dim: int) -> t
     held_out = folds(len(data), chosen.n_models, share=chosen.holdout)
     operations = counted(lambda: fit(1, []))  # the device warms up
     times = [time.perf_counter()]
-    (network, objective, log), seconds = timed(device, lambda: fit(arguments.epochs, times))
+    (network, objective, log), seconds = clock(lambda: fit(arguments.epochs, times))
     per_epoch = (times[-1] - times[1]) / (len(times) - 2) if len(times) > 2 else seconds
     trained = float((~held_out).sum())
     row = {
@@ -313,9 +320,9 @@ def bag_data(arguments: argparse.Namespace, device: torch.device, dim: int, chos
     return BagData(superpixels, index, weight, counts, tokens(counts), shown, dtype, draw), profile
 
 
-def published(arguments: argparse.Namespace, device: torch.device, data: BagData) -> tuple[None, dict[str, Any]]:
+def published(arguments: argparse.Namespace, clock: Clock, data: BagData) -> tuple[None, dict[str, Any]]:
     """The published loop on the same bags, one model; its epochs after the first."""
-    superpixels = data.features[0].float()[data.index]
+    device, superpixels = clock.device, data.features[0].float()[data.index]
     scaled = (data.counts - data.counts.min(0).values) / (data.counts.max(0).values - data.counts.min(0).values + 1e-8)
     tokens = scaled[torch.randint(len(scaled), (len(scaled), NEIGHBOURS), device=device)]
     d, epochs = parameters().d, arguments.reference_epochs
@@ -324,7 +331,7 @@ def published(arguments: argparse.Namespace, device: torch.device, data: BagData
     def on_epoch(_epoch: int, seconds: float, _model: Any) -> None:
         times.append(seconds)
 
-    timed(device, lambda: reference.train(superpixels, tokens, scaled, d=d, epochs=epochs + 1, on_epoch=on_epoch))
+    clock(lambda: reference.train(superpixels, tokens, scaled, d=d, epochs=epochs + 1, on_epoch=on_epoch))
     per_epoch = (times[-1] - times[0]) / epochs
     operations = reference.operations(len(scaled), BAG_SIDE**2, NEIGHBOURS, superpixels.shape[-1], scaled.shape[-1], d)
     rate = len(scaled) / per_epoch
@@ -346,10 +353,11 @@ class Nearest:
 
 
 def prediction(
-    arguments: argparse.Namespace, device: torch.device, trained: Any, feature_map: NDArray[np.float16]
+    arguments: argparse.Namespace, clock: Clock, trained: Any, feature_map: NDArray[np.float16]
 ) -> tuple[None, dict[str, Any]]:
     """Counts of all superpixels and genes by the networks, block by block."""
     side, n_genes, n_contexts = feature_map.shape[1], arguments.genes, len(trained.parameters.context)
+    device = clock.device
     blank = torch.zeros(n_contexts * len(feature_map), device=device)
     model: Any = SimpleNamespace(  # what a map asks of a fitted model, which itself needs SciPy
         module=SimpleNamespace(
@@ -376,7 +384,7 @@ def prediction(
             pass
 
     operations = counted(lambda: block(windows[0])) * mask.size / mask[windows[0]].size  # the device warms up
-    _, seconds = timed(device, lambda: [block(window) for window in windows])
+    _, seconds = clock(lambda: [block(window) for window in windows])
     row = {"seconds": seconds, "superpixels": mask.size, "superpixels_per_s": mask.size / seconds}
     return None, {**row, "tflops": operations / seconds / 1e12}
 

@@ -1,7 +1,7 @@
 """How time grows with spots, genes and superpixels, each over a factor of 16: the exponents of power laws.
 
     python benchmarks/scaling.py --out scaling.json
-    python benchmarks/scaling.py --only spots --smallest 0.25
+    python benchmarks/scaling.py --only spots --scale 0.25
 
 More spots mean more superpixels, as on a larger section. The superpixels grow alone where a wider map is predicted
 from as many spots, and where a wider image is encoded. Exponents are those of straight lines through the logarithms.
@@ -29,7 +29,7 @@ from sphistex.nn import FeatureMap, FitParameters, SuperResolver, parameters
 SIDES = (16, 23, 32, 45, 64)
 GENES = (125, 250, 500, 1000, 2000)
 FEATURES, FEW_GENES, EPOCHS = 128, 100, 4
-PX_PER_SIDE = 32  # of the image that is encoded
+PX_PER_SIDE = 64  # of the image that is encoded: the smallest is a whole tile
 
 Row = tuple[int, dict[str, float]]
 
@@ -38,15 +38,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     series = {"spots": by_spots, "genes": by_genes, "superpixels": by_area, "image": by_image}
     parser.add_argument("--only", choices=list(series), nargs="+", default=list(series))
-    parser.add_argument("--smallest", type=float, default=1.0, metavar="FACTOR", help="shrink all sizes, to try it")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all sizes; below 1 to try it")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sx.settings.progress = False
     found = {}
     for what in arguments.only:
-        next(series[what](arguments.smallest))  # what is done once, such as imports, is done now
-        rows = list(series[what](arguments.smallest))
+        next(series[what](arguments.scale))  # what is done once, such as imports, is done now
+        rows = list(series[what](arguments.scale))
         sizes = [size for size, _ in rows]
         found[what] = {"sizes": sizes}
         for step in rows[0][1]:
@@ -58,26 +58,26 @@ def main() -> None:
         arguments.out.write_text(json.dumps(found, indent=1))
 
 
-def by_spots(shrink: float) -> Iterator[Row]:
+def by_spots(scale: float) -> Iterator[Row]:
     """Fit and prediction of sections of all sizes."""
     for side in SIDES:
-        section = planted(max(round(side * shrink**0.5), 2), FEATURES, FEW_GENES)
+        section = planted(max(round(side * scale**0.5), 4), FEATURES, FEW_GENES)
         yield len(section.spots.counts), fit_and_predict(section)
 
 
-def by_genes(shrink: float) -> Iterator[Row]:
+def by_genes(scale: float) -> Iterator[Row]:
     """Fit and prediction of a small section."""
     for n_genes in GENES:
-        section = planted(SIDES[0], FEATURES, max(round(n_genes * shrink), 2))
+        section = planted(SIDES[0], FEATURES, max(round(n_genes * scale), 2))
         yield len(section.genes), fit_and_predict(section)
 
 
-def by_area(shrink: float) -> Iterator[Row]:
+def by_area(scale: float) -> Iterator[Row]:
     """Prediction of maps of all sizes from equally many spots, which are spread over them."""
     chosen = parameters()
-    few = max(round(SIDES[0] * shrink**0.5), 2)
+    few = max(round(SIDES[0] * scale**0.5), 4)
     for side in SIDES:
-        width = max(round(side * shrink**0.5), 2)
+        width = max(round(side * scale**0.5), 4)
         section = planted(width, FEATURES, FEW_GENES)
         lines = np.linspace(0, width - 1, few).round().astype(int)
         spots = (lines[:, None] * width + lines).ravel()
@@ -85,13 +85,13 @@ def by_area(shrink: float) -> Iterator[Row]:
         yield section.mask.size, {"predict": timed(predict, section, spots, chosen, model)}
 
 
-def by_image(shrink: float) -> Iterator[Row]:
+def by_image(scale: float) -> Iterator[Row]:
     """Features of images of all sizes by the built-in encoder."""
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel
 
     for side in SIDES:
-        px = round(side * PX_PER_SIDE * shrink**0.5) // 16 * 16
+        px = round(side * PX_PER_SIDE * scale**0.5) // 16 * 16
         picture = np.random.default_rng(0).integers(0, 256, (3, px, px), dtype=np.uint8)
         sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"))})
         with tempfile.TemporaryDirectory() as folder:
