@@ -17,6 +17,8 @@ from spatialdata import SpatialData, read_zarr
 
 import sphistex as sx
 from sphistex.nn.genes import GeneReader
+from sphistex.nn.prediction import Mapper
+from sphistex.tl import _result
 from sphistex.tl._genes import choose_genes
 from sphistex.tl.predict import held_lazily
 
@@ -243,6 +245,38 @@ def test_predicted_into_a_store(own: SpatialData, model: sx.tl.SuperResolver) ->
     again = read_zarr(own.path)
     assert not {"new_latent", "new_model"} & {*again.images, *again.tables}
     np.testing.assert_allclose(again.tables["new"].X, found, rtol=5e-3, atol=1e-3 * found.mean())
+
+
+@pytest.mark.parametrize("step", ["latent", "labels"])
+def test_an_interrupted_prediction_loses_nothing(
+    own: SpatialData, model: sx.tl.SuperResolver, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It stops in the second block of the latent map, or before the labels of the new result are there."""
+    n_done = 0
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_done
+        n_done += 1
+        if step == "labels" or n_done == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    if step == "latent":
+        monkeypatch.setattr(sx.settings, "memory_gb", 0.5)  # small blocks
+    where, name = (Mapper, "latent") if step == "latent" else (_result, "_spatial")
+    original = getattr(where, name)
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, stops)
+        for key in ("superres", "new"):
+            n_done = 0
+            with pytest.raises(KeyboardInterrupt):
+                sx.tl.predict(own, model, lazy=True, key_added=key, overwrite=key == "superres")
+    monkeypatch.undo()
+    again = read_zarr(own.path)
+    assert "new" not in again.tables
+    sx.tl.open_genes(again)  # by the same model, so that what is there still fits
+    sx.tl.predict(again, model, lazy=True, key_added="new")
+    np.testing.assert_array_equal(again.tables["new"].X[:, :2].compute(), again.tables["superres"].X[:, :2].compute())
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -25,7 +25,7 @@ from sphistex.nn.genes import GeneReader
 from sphistex.tl._latent import CHUNK
 
 # Columns of superpixels, and numbers of superpixels and genes, that are computed at once.
-_COLUMNS = 4 * CHUNK
+_COLUMNS = 16 * CHUNK
 _NUMBERS = 8_000_000
 
 
@@ -79,8 +79,10 @@ class Counts:
             window = rows, slice(first, min(first + _COLUMNS, mask.shape[1]))
             inside = mask[window]
             if inside.any():
-                latent = torch.from_numpy(_now(self.latent.features[(slice(None), *window)])[:, inside])
-                latent = latent.float().unflatten(0, (n_models, -1)).transpose(1, 2)
+                latent = torch.from_numpy(_now(self.latent.features[(slice(None), *window)])).flatten(1)
+                if not inside.all():
+                    latent = latent.index_select(1, torch.from_numpy(np.flatnonzero(inside)))
+                latent = latent.unflatten(0, (n_models, -1)).transpose(1, 2)
                 out[place[:, window[1]][inside]] = self.reader.counts(window, inside, latent, genes)
         return out
 
