@@ -22,6 +22,7 @@ from sphistex.tl import _result
 from sphistex.tl._genes import choose_genes
 from sphistex.tl.predict import held_lazily
 
+RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore")
 # every spot is left out by one of the two models, so that there is a calibration
 QUICK: dict[str, Any] = {"epochs": 2, "n_models": 2, "holdout": 0.5, "hidden": (16,), "d": 16, "embed": 16}
@@ -150,8 +151,11 @@ def test_one_gene_is_computed_without_the_others(sdata: SpatialData, monkeypatch
     table[:, [table.var_names[5]]].X.compute()
     assert set(made) == {1}
     made.clear()
-    table[:100, table.var_names[:2]].to_memory()
-    assert set(made) == {2}
+    some = RNG.random(table.n_obs) < 0.1
+    for part in (table[:100, table.var_names[:2]], table[some, table.var_names[:2]], table[some].copy()[:, :2]):
+        made.clear()
+        part.to_memory()
+        assert set(made) == {2}
     repr(table), table.copy(), table.X.copy()
     assert len(made) < 10, "and nothing else computes any"
 
@@ -169,7 +173,7 @@ def test_scanpy_takes_it(sdata: SpatialData) -> None:
     np.testing.assert_allclose(normalised.X.compute(), exact.X, rtol=1e-4, atol=1e-6)
 
 
-def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData) -> None:
+def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData, tmp_path: Path) -> None:
     part = sd.bounding_box_query(
         sdata, axes=("x", "y"), min_coordinate=[500, 500], max_coordinate=[900, 900], target_coordinate_system="global"
     )
@@ -177,6 +181,8 @@ def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData) -> None:
     assert 100 < table.n_obs < whole.n_obs
     inside = whole.obs_names.isin(table.obs_names)
     np.testing.assert_allclose(table.X.compute(), whole.X.compute()[inside], rtol=1e-5)
+    part.write(tmp_path / "part.zarr")
+    np.testing.assert_allclose(read_zarr(tmp_path / "part.zarr").tables["superres"].X, table.X.compute(), rtol=1e-5)
 
 
 def test_confidence_pictures_and_metrics_take_it(sdata: SpatialData) -> None:

@@ -78,7 +78,8 @@ def add_latent_map(
 
 def fingerprint(model: SuperResolver, *others: str) -> str:
     """What tells the maps of a model from those of others, and of other sections, which ``others`` tell apart."""
-    found = hashlib.blake2b("\n".join(others).encode(), digest_size=8)
+    found = hashlib.blake2b("\n".join([str(model.info.get("seed")), *others]).encode(), digest_size=8)
+    found.update(np.ascontiguousarray(model.image_share).data)
     for name, value in model.module.state_dict().items():
         found.update(name.encode())
         found.update(np.ascontiguousarray(value.cpu().numpy()).data)
