@@ -65,9 +65,27 @@ def test_help_of_run_names_every_argument_of_super_resolve_that_a_command_line_c
         "--device",
         "--conserve-counts",
         "--drop-genes",
+        "--lazy",
         "--pictures",
     ):
         assert option in text
+
+
+def test_run_of_all_genes_can_leave_them_to_be_computed_when_they_are_read(section, tmp_path):
+    from spatialdata import read_zarr
+
+    from sphistex import tl
+
+    store = tmp_path / "lazy.zarr"
+    shutil.copytree(section, store)
+    done = call("run", store, "--genes", "all", "--lazy", *BUILT_IN, *QUICK, "--pictures", tmp_path / "pictures")
+    assert done.exit_code == 0, done.output
+    sdata = read_zarr(store)
+    assert sdata.tables["superres"].X is None
+    tl.open_genes(sdata)
+    assert sdata.tables["superres"].n_vars == 12
+    assert (sdata.tables["superres"][:, :2].X.compute() > 0).any()
+    assert (tmp_path / "pictures" / "expression.png").exists()
 
 
 def test_run_writes_the_result_into_the_store(resolved):

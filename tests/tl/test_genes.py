@@ -17,9 +17,12 @@ from spatialdata import SpatialData, read_zarr
 
 import sphistex as sx
 from sphistex.nn.genes import GeneReader
+from sphistex.nn.prediction import Mapper
+from sphistex.tl import _result
 from sphistex.tl._genes import choose_genes
 from sphistex.tl.predict import held_lazily
 
+RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.filterwarnings("ignore")
 # every spot is left out by one of the two models, so that there is a calibration
 QUICK: dict[str, Any] = {"epochs": 2, "n_models": 2, "holdout": 0.5, "hidden": (16,), "d": 16, "embed": 16}
@@ -148,8 +151,11 @@ def test_one_gene_is_computed_without_the_others(sdata: SpatialData, monkeypatch
     table[:, [table.var_names[5]]].X.compute()
     assert set(made) == {1}
     made.clear()
-    table[:100, table.var_names[:2]].to_memory()
-    assert set(made) == {2}
+    some = RNG.random(table.n_obs) < 0.1
+    for part in (table[:100, table.var_names[:2]], table[some, table.var_names[:2]], table[some].copy()[:, :2]):
+        made.clear()
+        part.to_memory()
+        assert set(made) == {2}
     repr(table), table.copy(), table.X.copy()
     assert len(made) < 10, "and nothing else computes any"
 
@@ -167,7 +173,7 @@ def test_scanpy_takes_it(sdata: SpatialData) -> None:
     np.testing.assert_allclose(normalised.X.compute(), exact.X, rtol=1e-4, atol=1e-6)
 
 
-def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData) -> None:
+def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData, tmp_path: Path) -> None:
     part = sd.bounding_box_query(
         sdata, axes=("x", "y"), min_coordinate=[500, 500], max_coordinate=[900, 900], target_coordinate_system="global"
     )
@@ -175,6 +181,8 @@ def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData) -> None:
     assert 100 < table.n_obs < whole.n_obs
     inside = whole.obs_names.isin(table.obs_names)
     np.testing.assert_allclose(table.X.compute(), whole.X.compute()[inside], rtol=1e-5)
+    part.write(tmp_path / "part.zarr")
+    np.testing.assert_allclose(read_zarr(tmp_path / "part.zarr").tables["superres"].X, table.X.compute(), rtol=1e-5)
 
 
 def test_confidence_pictures_and_metrics_take_it(sdata: SpatialData) -> None:
@@ -243,6 +251,38 @@ def test_predicted_into_a_store(own: SpatialData, model: sx.tl.SuperResolver) ->
     again = read_zarr(own.path)
     assert not {"new_latent", "new_model"} & {*again.images, *again.tables}
     np.testing.assert_allclose(again.tables["new"].X, found, rtol=5e-3, atol=1e-3 * found.mean())
+
+
+@pytest.mark.parametrize("step", ["latent", "labels"])
+def test_an_interrupted_prediction_loses_nothing(
+    own: SpatialData, model: sx.tl.SuperResolver, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """It stops in the second block of the latent map, or before the labels of the new result are there."""
+    n_done = 0
+
+    def stops(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n_done
+        n_done += 1
+        if step == "labels" or n_done == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    if step == "latent":
+        monkeypatch.setattr(sx.settings, "memory_gb", 0.5)  # small blocks
+    where, name = (Mapper, "latent") if step == "latent" else (_result, "_spatial")
+    original = getattr(where, name)
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, stops)
+        for key in ("superres", "new"):
+            n_done = 0
+            with pytest.raises(KeyboardInterrupt):
+                sx.tl.predict(own, model, lazy=True, key_added=key, overwrite=key == "superres")
+    monkeypatch.undo()
+    again = read_zarr(own.path)
+    assert "new" not in again.tables
+    sx.tl.open_genes(again)  # by the same model, so that what is there still fits
+    sx.tl.predict(again, model, lazy=True, key_added="new")
+    np.testing.assert_array_equal(again.tables["new"].X[:, :2].compute(), again.tables["superres"].X[:, :2].compute())
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

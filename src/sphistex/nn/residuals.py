@@ -136,7 +136,7 @@ class SmoothResiduals:
             nodes = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2)
             places = (nodes + 0.5) * pitch_um
             near = self._near(places, one)
-            kernel = _kernel(places, self.xy_um[near], one).astype(np.float32)
+            kernel = np.exp((cdist(places, self.xy_um[near]) / -one).astype(np.float32))
             these = (length == one) & (signal > 0)
             coefficients = self.coefficients[near, genes][:, these].astype(np.float32)
             at_nodes = (kernel @ coefficients).reshape(len(down), -1)

@@ -16,7 +16,7 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 from spatialdata.transformations.transformations import BaseTransformation
 
-from sphistex._store import attach, move_into_store, staging_path, write_store
+from sphistex._store import attach, move_into_store, record, staging_path, write_store
 from sphistex.nn import SuperResolver
 from sphistex.nn.prediction import Mapper
 from sphistex.settings import settings
@@ -60,6 +60,8 @@ def add_latent_map(
     shutil.rmtree(work, ignore_errors=True)
     try:
         _fill(_create(work, name, mapper, transformations, beside=sdata.path), mapper, on_block)
+        # before the map changes: until the result is complete, the tags of its parts differ, and it is not read
+        record(sdata, name, {"tag": tag})
         if sdata.is_backed():
             home = Path(sdata.path)
             move_into_store(work, home, "images", name)
@@ -76,7 +78,8 @@ def add_latent_map(
 
 def fingerprint(model: SuperResolver, *others: str) -> str:
     """What tells the maps of a model from those of others, and of other sections, which ``others`` tell apart."""
-    found = hashlib.blake2b("\n".join(others).encode(), digest_size=8)
+    found = hashlib.blake2b("\n".join([str(model.info.get("seed")), *others]).encode(), digest_size=8)
+    found.update(np.ascontiguousarray(model.image_share).data)
     for name, value in model.module.state_dict().items():
         found.update(name.encode())
         found.update(np.ascontiguousarray(value.cpu().numpy()).data)

@@ -25,8 +25,10 @@ from sphistex.nn.genes import GeneReader
 from sphistex.tl._latent import CHUNK
 
 # Columns of superpixels, and numbers of superpixels and genes, that are computed at once.
-_COLUMNS = 4 * CHUNK
+_COLUMNS = 16 * CHUNK
 _NUMBERS = 8_000_000
+# What is understood as an index; the rest is left to dask.
+_INDICES = (int, np.integer, slice, list, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,10 @@ class Counts:
             window = rows, slice(first, min(first + _COLUMNS, mask.shape[1]))
             inside = mask[window]
             if inside.any():
-                latent = torch.from_numpy(_now(self.latent.features[(slice(None), *window)])[:, inside])
-                latent = latent.float().unflatten(0, (n_models, -1)).transpose(1, 2)
+                latent = torch.from_numpy(_now(self.latent.features[(slice(None), *window)])).flatten(1)
+                if not inside.all():
+                    latent = latent.index_select(1, torch.from_numpy(np.flatnonzero(inside)))
+                latent = latent.unflatten(0, (n_models, -1)).transpose(1, 2)
                 out[place[:, window[1]][inside]] = self.reader.counts(window, inside, latent, genes)
         return out
 
@@ -90,45 +94,57 @@ class Counts:
 
 
 class LazyCounts(da.Array):
-    """Counts of all superpixels and genes of a result (n_superpixels, n_genes), as a dask array.
+    """Counts of all genes of a result (n_superpixels, n_genes), as a dask array, of all superpixels or of some.
 
-    What is cut out of it, or made of it, is a usual dask array.
+    Some genes that are cut out of it, and what is made of it, are a usual dask array.
     """
 
     counts: Counts
+    rows: NDArray[np.intp] | None
 
     @classmethod
-    def of(cls, counts: Counts) -> LazyCounts:
-        """Those that ``counts`` reads."""
-        array = _array(counts)
+    def of(cls, counts: Counts, rows: NDArray[np.intp] | None = None) -> LazyCounts:
+        """Those that ``counts`` reads, of some superpixels (n,) or of all."""
+        array = _array(counts, rows)
         self = cls(array.dask, array.name, array.chunks, meta=array)
-        self.counts = counts
+        self.counts, self.rows = counts, rows
         return self
 
     def __getitem__(self, index: Any) -> da.Array:
         """Only what is asked for is computed: without this, whole chunks of genes would be."""
-        rows, genes = index if isinstance(index, tuple) and len(index) == 2 else (index, slice(None))
-        chosen = np.arange(self.shape[1])[np.asarray(genes) if isinstance(genes, list) else genes]
-        if rows is Ellipsis or not np.size(chosen) or np.array_equal(chosen, np.arange(self.shape[1])):
+        asked = index if isinstance(index, tuple) else (index,)
+        if len(asked) > 2 or not all(isinstance(part, _INDICES) for part in asked):
             return super().__getitem__(index)
-        some = _array(self.counts.take(np.atleast_1d(chosen)))
-        return some[rows] if np.ndim(chosen) else some[rows][..., 0]
+        row, gene = (
+            np.arange(size)[np.asarray(part, dtype=None if len(part) else int) if isinstance(part, list) else part]
+            for size, part in zip(self.shape, (*asked, slice(None)), strict=False)
+        )
+        lists = sum(isinstance(part, list | np.ndarray) for part in asked)
+        if lists > 1 or not row.ndim or not np.size(gene):
+            return super().__getitem__(index)
+        everywhere = np.array_equal(row, np.arange(self.shape[0]))
+        rows = self.rows if everywhere else row if self.rows is None else self.rows[row]
+        if np.array_equal(gene, np.arange(self.shape[1])):
+            return LazyCounts.of(self.counts, rows)
+        some = _array(self.counts.take(np.atleast_1d(gene)), rows)
+        return some if gene.ndim else some[:, 0]
 
     def copy(self) -> LazyCounts:
         """The same; a copy of the whole table stays as lazy as the table."""
-        return LazyCounts.of(self.counts)
+        return LazyCounts.of(self.counts, self.rows)
 
 
-def _array(counts: Counts) -> da.Array:
+def _array(counts: Counts, rows: NDArray[np.intp] | None) -> da.Array:
     """A dask array of blocks of superpixels and genes."""
     # inside of partial, dask does not look for arrays to compute beforehand
-    return da.map_blocks(
+    array = da.map_blocks(
         partial(_block, counts),
         chunks=(counts.sizes, tuple(part.stop - part.start for part in counts.parts)),
         dtype=np.float32,
         meta=np.empty((0, 0), np.float32),
         name=f"counts-{tokenize(counts.tag)}",
     )
+    return array if rows is None else array[rows]
 
 
 def _block(counts: Counts, block_id: tuple[int, int] = (0, 0)) -> NDArray[np.float32]:
@@ -146,6 +162,7 @@ def _now(values: Any) -> NDArray[Any]:
 def _write(
     group: Any, key: str, values: LazyCounts, *, _writer: Any, dataset_kwargs: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Leave ``X`` of a table in a SpatialData store empty; a table by itself gets all its counts."""
+    """Leave ``X`` of a whole table in a SpatialData store empty; a part, or a table by itself, gets its counts."""
     in_store = key.split("/")[-1] == "X" and group.name.split("/")[:2] == ["", "tables"]
-    _writer.write_elem(group, key, None if in_store else _array(values.counts), dataset_kwargs=dataset_kwargs)
+    counts = None if in_store and values.rows is None else _array(values.counts, values.rows)
+    _writer.write_elem(group, key, counts, dataset_kwargs=dataset_kwargs)

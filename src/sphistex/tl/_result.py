@@ -57,8 +57,9 @@ def check_result_free(sdata: SpatialData, section: Section, key_added: str, *, o
 
 
 def _interrupted(sdata: SpatialData, key_added: str) -> bool:
-    """Whether an earlier run ended after it had added its labels, and before their table."""
-    return key_added in sdata.attrs.get("sphistex", {}) and key_added not in sdata.tables
+    """Whether an earlier run ended after it had added its labels or latent map, and before their table."""
+    recorded = {key_added, latent_name(key_added)} & set(sdata.attrs.get("sphistex", {}))
+    return bool(recorded) and key_added not in sdata.tables
 
 
 def add_result(

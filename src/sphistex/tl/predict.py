@@ -13,7 +13,6 @@ from spatialdata.transformations import get_transformation
 from tqdm.auto import tqdm
 
 from sphistex._section import Section, image_alone, is_image_alone, resolve_section
-from sphistex._store import record
 from sphistex.nn import FeatureMap, Inputs, SuperResolver
 from sphistex.nn.genes import GeneReader
 from sphistex.settings import settings
@@ -233,7 +232,6 @@ def _lazily(
     made_of = json.dumps(sdata.attrs.get("sphistex", {}).get(features_key, {}), sort_keys=True, default=str)
     tag = fingerprint(model, inputs.identity, made_of, str(np.flatnonzero(kept).tolist()))
     name = latent_name(key_added)
-    record(sdata, name, {"tag": tag})
     mapper = model.mapper(inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]))
     transformations = get_transformation(sdata.images[features_key], get_all=True)
     with _progress(inputs) as bar:

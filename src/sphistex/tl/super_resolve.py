@@ -114,11 +114,14 @@ def super_resolve(
         is read from the image and not interpolated; ``held_out_pearson`` and ``held_out_interpolation``, r with the
         counts of spots that were left out while fitting; ``held_out_ceiling``, the r that their noise allows;
         ``explained_share`` of it; ``verdict``; ``trusted_scale_um``, the scale from which on more than half of what
-        varies is signal (NaN: none); see :func:`sphistex.metrics.explained` and
-        :func:`confidence`. ``obsm["spatial"]``: centres (x, y) in full-resolution image pixels; ``uns["spatial"]``:
-        thumbnail and scale factors; ``uns[key_added]``: how it was made, loss curves included.
+        varies is signal (NaN: none; of a lazy result see :func:`trusted_scale`); see
+        :func:`sphistex.metrics.explained` and :func:`confidence`. ``obsm["spatial"]``: centres (x, y) in
+        full-resolution image pixels; ``uns["spatial"]``: thumbnail and scale factors; ``uns[key_added]``: how it was
+        made, loss curves included.
     ``labels[key_added + "_labels"]``
         The raster that the table annotates: one pixel per superpixel, cropped to the tissue.
+    ``images[key_added + "_latent"]``, ``tables[key_added + "_model"]``
+        Of a lazy result: what its counts are read from, see :func:`open_genes`.
     ``images[features_key]``, ``labels[tissue_key]``
         Feature map and tissue mask, if they were not there.
 
