@@ -35,6 +35,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sphistex.encoders.base import resolve_device
+from sphistex.encoders.batching import Batches
 from sphistex.encoders.tiling import Block, Tiling
 from sphistex.encoders.timm_vit import UNI_ARCHITECTURE, TimmViT
 from sphistex.nn import HISTEX, FeatureMap, parameters
@@ -43,7 +44,7 @@ from sphistex.nn.mil import PoissonCounts
 from sphistex.nn.precision import fastest_dtype
 from sphistex.nn.prediction import Mapper
 from sphistex.nn.profiles import LogProfiles
-from sphistex.nn.training import BagData, folds, initialise_at_mean, train
+from sphistex.nn.training import BagData, folds, initialise_at_mean, suitable_batch, train
 
 FULL = {"side": 13_312, "architecture": UNI_ARCHITECTURE, "spots": 3500, "genes": 1000, "models": 5, "epochs": 40}
 SMALL = {"side": 512, "architecture": "vit_tiny_patch16_224", "spots": 64, "genes": 30, "models": 2, "epochs": 2}
@@ -171,7 +172,8 @@ class Slide:
 
 def features(arguments: argparse.Namespace, clock: Clock) -> tuple[NDArray[np.float16], dict[str, Any]]:
     """The feature map (dim, rows, columns) of a slide, read tile by tile."""
-    tiling = Tiling.of(random_encoder(arguments.architecture, clock.device), batch_size=arguments.batch)
+    tiling = Tiling.of(random_encoder(arguments.architecture, clock.device))
+    batches = Batches(tiling.encoder, arguments.batch)
     slide, side = Slide(arguments.side), arguments.side // PATCH_PX
     tissue = np.ones((side, side), dtype=bool)
     parts = [slice(first, min(first + CHUNK, side)) for first in range(0, side, CHUNK)]
@@ -179,15 +181,19 @@ def features(arguments: argparse.Namespace, clock: Clock) -> tuple[NDArray[np.fl
     out = np.zeros((tiling.encoder.dim, side, side), dtype=np.float16)
 
     def read(block: Block) -> NDArray[np.uint8]:
-        return tiling.read(slide, tiling.encoder.mpp, block)
+        window = tiling.window(slide.shape, tiling.encoder.mpp, block)
+        return window.resampled(window.of_image(slide))
+
+    def encode(block: Block, picture: NDArray[np.uint8]) -> NDArray[np.float16]:
+        return tiling.join(batches(tiling.cut(picture, block)), block, tissue)
 
     def run() -> None:
         with ThreadPoolExecutor(arguments.readers) as threads:
             for block, picture in ahead(threads, read, blocks, arguments.readers):
-                out[:, block.rows, block.columns] = tiling.encode(picture, block, tissue)
+                out[:, block.rows, block.columns] = encode(block, picture)
 
     first = blocks[0]
-    operations = counted(lambda: tiling.encode(read(first), first, tissue)) / len(first.tiles)  # the device warms up
+    operations = counted(lambda: encode(first, read(first))) / len(first.tiles)  # the device warms up
     _, seconds = clock(run)
     tiles = sum(len(block.tiles) for block in blocks)
     row = {"seconds": seconds, "tiles": tiles, "tiles_per_s": tiles / seconds, "gflop_per_tile": operations / 1e9}
@@ -251,7 +257,7 @@ def training(arguments: argparse.Namespace, clock: Clock, dim: int) -> tuple[Any
             held_out.to(device),
             epochs=epochs,
             patience=chosen.patience,
-            batch_size=chosen.batch_size,
+            batch_size=suitable_batch(data.weight, held_out),
             learning_rate=chosen.learning_rate,
             weight_decay=chosen.weight_decay,
             schedule=chosen.schedule,

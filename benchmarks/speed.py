@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sphistex as sx
 from sphistex.encoders.base import resolve_device
+from sphistex.encoders.batching import Batches
 from sphistex.encoders.tiling import Tiling
 from sphistex.nn import FeatureMap, FitParameters, SuperResolver, parameters
 from sphistex.nn.precision import fastest_dtype
@@ -121,10 +122,12 @@ def features(side: int, mpp: float, peak: dict[str, float]) -> dict[str, Any]:
     image = np.random.default_rng(0).integers(0, 256, (3, side, side), dtype=np.uint8)
     n = round(side * mpp / 8)
     tissue = np.ones((n, n), dtype=bool)
-    block = tiling.block(slice(0, n), slice(0, n), tissue)
+    block, batches = tiling.block(slice(0, n), slice(0, n), tissue), Batches(tiling.encoder)
+    window = tiling.window(image.shape, mpp, block)
 
     def run() -> None:
-        tiling.encode(tiling.read(image, mpp, block), block, tissue)
+        picture = window.resampled(window.of_image(image))
+        tiling.join(batches(tiling.cut(picture, block)), block, tissue)
 
     with FlopCounterMode(display=False) as counter:
         run()

@@ -19,11 +19,6 @@ from sphistex.nn.training import folds
 
 # Superpixels that a model is trained on at most, so that their features fit in memory whatever the section's size.
 _MAX_INSTANCES = 300_000
-# Steps of an epoch at least, where there are few spots: with fewer it is over before anything is learnt.
-_STEPS_PER_EPOCH = 16
-_SMALLEST_BATCH, _LARGEST_BATCH = 16, 64
-# Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
-_INSTANCES_PER_BATCH = 1000
 # Sections are laid out this far from each other, so that no smooth map of one reaches another.
 _APART_UM = 1e7
 
@@ -84,13 +79,6 @@ def padded(parts: Sequence[NDArray]) -> NDArray:
     widest = max(part.shape[1] for part in parts)
     rest = [(0, 0)] * (parts[0].ndim - 2)
     return np.concatenate([np.pad(part, [(0, 0), (0, widest - part.shape[1]), *rest]) for part in parts])
-
-
-def suitable_batch(weight: Tensor, held_out: Tensor) -> int:
-    """Bags per step that suit the number of bags that a model sees, and their size (weights (n_bags, n1))."""
-    n_seen = int((~held_out).sum(1).max())
-    by_steps = min(max(n_seen // _STEPS_PER_EPOCH, _SMALLEST_BATCH), _LARGEST_BATCH)
-    return max(by_steps, _INSTANCES_PER_BATCH * len(weight) // int((weight > 0).sum()))
 
 
 def far_apart(bags: Sequence[TrainingBags]) -> NDArray[np.float64]:

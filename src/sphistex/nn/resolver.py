@@ -21,7 +21,7 @@ from sphistex.bags import Bags
 from sphistex.calibration import MIN_SPOTS, Calibration
 from sphistex.lattice import enhancement_matrix
 from sphistex.metrics.explained import explained
-from sphistex.nn.bagging import TrainingBags, far_apart, padded, side_by_side, suitable_batch, training_bags
+from sphistex.nn.bagging import TrainingBags, far_apart, padded, side_by_side, training_bags
 from sphistex.nn.context import FeatureMap, Window
 from sphistex.nn.held_out import HeldOut, predict_held_out
 from sphistex.nn.histex import HISTEX
@@ -34,7 +34,7 @@ from sphistex.nn.precision import fastest_dtype
 from sphistex.nn.prediction import Mapper
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.scaling import Scaling, density, depth, sampled
-from sphistex.nn.training import BagData, TrainingLog, initialise_at_mean, train
+from sphistex.nn.training import BagData, TrainingLog, initialise_at_mean, suitable_batch, train
 
 # Spots whose counts are drawn into halves at once.
 _SPOTS_AT_ONCE = 256

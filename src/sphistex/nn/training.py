@@ -23,6 +23,11 @@ from sphistex.nn.precision import computing_in
 from sphistex.nn.seeds import seeded
 
 _EVALUATION_BAGS = 256
+# Steps of an epoch at least, where there are few spots: with fewer it is over before anything is learnt.
+_STEPS_PER_EPOCH = 16
+_SMALLEST_BATCH, _LARGEST_BATCH = 16, 64
+# Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
+_INSTANCES_PER_BATCH = 1000
 
 
 @dataclass
@@ -383,6 +388,13 @@ def folds(n_bags: int, n_models: int, *, share: float = 0.2, seed: int = 0) -> T
     part = torch.empty(n_bags, dtype=torch.long)
     part[order] = torch.arange(n_bags) % parts
     return part[None] == torch.arange(n_models)[:, None]
+
+
+def suitable_batch(weight: Tensor, held_out: Tensor) -> int:
+    """Bags per step that suit the number of bags that a model sees, and their size (weights (n_bags, n1))."""
+    n_seen = int((~held_out).sum(1).max())
+    by_steps = min(max(n_seen // _STEPS_PER_EPOCH, _SMALLEST_BATCH), _LARGEST_BATCH)
+    return max(by_steps, _INSTANCES_PER_BATCH * len(weight) // int((weight > 0).sum()))
 
 
 def initialise_at_mean(network: HISTEX) -> None:
