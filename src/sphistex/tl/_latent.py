@@ -12,14 +12,17 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
 from spatialdata.transformations.transformations import BaseTransformation
 
 from sphistex._store import attach, move_into_store, record, staging_path, write_store
 from sphistex.nn import SuperResolver
+from sphistex.nn.context import Window
 from sphistex.nn.prediction import Mapper
 from sphistex.settings import settings
+from sphistex.tl._by_block import by_block
 
 # Side of a chunk in superpixels. Blocks of prediction are multiples of it, so that none is written twice.
 CHUNK = 32
@@ -111,10 +114,15 @@ def _create(
 
 
 def _fill(array: zarr.Array[Any], mapper: Mapper, on_block: Callable[[int], None]) -> None:
-    for window in mapper.features.blocks():
+    for window, latent in by_block(mapper, _halved):
         inside = mapper.features.mask[window]
-        latent = mapper.latent(window).clamp(-_LARGEST, _LARGEST).half()
         values = np.zeros((array.shape[0], *inside.shape), dtype=np.float16)
-        values[:, inside] = latent.transpose(1, 2).flatten(0, 1).cpu().numpy()
+        values[:, inside] = latent
         array[(slice(None), *window)] = values
-        on_block(int(inside.sum()))
+        on_block(latent.shape[1])
+
+
+def _halved(mapper: Mapper, window: Window) -> NDArray[np.float16]:
+    """Latent map of a block's tissue in half precision, (n_models * d_latent, n_superpixels)."""
+    latent = mapper.latent(window).clamp(-_LARGEST, _LARGEST).half()
+    return latent.transpose(1, 2).flatten(0, 1).cpu().numpy()

@@ -16,6 +16,7 @@ from sphistex._section import Section, image_alone, is_image_alone, resolve_sect
 from sphistex.nn import FeatureMap, Inputs, SuperResolver
 from sphistex.nn.genes import GeneReader
 from sphistex.settings import settings
+from sphistex.tl._by_block import by_block, counts
 from sphistex.tl._genes import check_genes
 from sphistex.tl._inputs import encoder_of, gather_inputs, tissue_of
 from sphistex.tl._latent import add_latent_map, fingerprint
@@ -153,11 +154,11 @@ def predict_section(
         trust = gene_table(model, None, inputs.features.mask)
         found = _lazily(sdata, model, inputs, kept, features_key=features_key, key_added=key_added)
     else:
-        counts = _predicted(model, inputs)
+        found = _predicted(model, inputs)
         if conserve_counts:
-            share_out(counts, inputs.bags.weights[:, inputs.features.mask.ravel()].tocsr(), inputs.spots.counts)
-        trust = gene_table(model, counts, inputs.features.mask)
-        found = counts if kept.all() else counts[:, kept]
+            share_out(found, inputs.bags.weights[:, inputs.features.mask.ravel()].tocsr(), inputs.spots.counts)
+        trust = gene_table(model, found, inputs.features.mask)
+        found = found if kept.all() else found[:, kept]
     add_result(
         sdata,
         section,
@@ -257,10 +258,16 @@ def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, feat
 
 def _predicted(model: SuperResolver, inputs: Inputs) -> NDArray[np.float32]:
     """Counts of the tissue superpixels in row-major order, (n_superpixels, n_genes)."""
+    features, mapper = (
+        inputs.features,
+        model.mapper(inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"])),
+    )
+    out = np.empty((int(features.mask.sum()), len(model.genes)), dtype=np.float32)
     with _progress(inputs) as bar:
-        return model.predict_tissue(
-            inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]), on_block=bar.update
-        )
+        for window, found in by_block(mapper, counts):
+            out[features.places(window)] = found
+            bar.update(len(found))
+    return out
 
 
 def _progress(inputs: Inputs) -> Any:
