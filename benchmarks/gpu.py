@@ -313,17 +313,17 @@ def bag_data(arguments: argparse.Namespace, device: torch.device, dim: int, chos
     def tokens(seen: Tensor) -> Tensor:
         return torch.cat([profile(seen[: arguments.spots])[order], place], -1)
 
-    def draw() -> tuple[Tensor, Tensor, Tensor]:
+    def draw(drawn: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """As a fit does: one half of the counts is to be explained, the other is seen."""
-        seen = 2 * torch.binomial(host, torch.tensor(0.5).expand(host.shape)).to(device)
+        seen = 2 * torch.binomial(host, torch.tensor(0.5).expand(host.shape), generator=drawn).to(device)
         shown = torch.ones(order.shape, dtype=torch.bool, device=device)
-        shown[:, 0] = torch.rand(n_bags, device=device) >= chosen.own_dropout
+        shown[:, 0] = (torch.rand(n_bags, generator=drawn) >= chosen.own_dropout).to(device)
         return 2 * counts - seen, tokens(seen), shown
 
     index = torch.arange(n_bags * size, device=device).view(n_bags, size)
     shown = torch.ones(order.shape, dtype=torch.bool, device=device)
     weight = torch.ones(index.shape, device=device)
-    return BagData(superpixels, index, weight, counts, tokens(counts), shown, dtype, draw), profile
+    return BagData(superpixels, index, weight, counts, tokens(counts), shown, dtype=dtype, draw=draw), profile
 
 
 def published(arguments: argparse.Namespace, clock: Clock, data: BagData) -> tuple[None, dict[str, Any]]:

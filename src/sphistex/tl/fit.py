@@ -192,7 +192,7 @@ def _one_encoder(placed: Sequence[Placed]) -> dict[str, Any]:
     """How the feature maps of all sections were made."""
     made = [encoder_of(one.sdata, one.features_key) for one in placed]
     for one, other in zip(placed[1:], made[1:], strict=True):
-        for name in made[0].keys() | other.keys():
+        for name in made[0] | other:
             if made[0].get(name) != other.get(name):
                 raise ValueError(
                     f"the features of {placed[0].called} were made with {name}={made[0].get(name)!r}, those of "
