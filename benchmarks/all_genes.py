@@ -21,6 +21,7 @@ from spatialdata import SpatialData
 import sphistex as sx
 from sphistex._section import resolve_section
 from sphistex.bench.datasets import find
+from sphistex.nn.prediction import Mapper
 from sphistex.nn.resolver import SuperResolver
 from sphistex.tl._inputs import gather_inputs
 
@@ -85,7 +86,7 @@ def predicted(sdata: SpatialData, model: SuperResolver, genes: np.ndarray) -> np
         tissue_key="tissue",
         context=model.parameters.context,
     )
-    mapper = model.mapper(inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]))
+    mapper = Mapper.of(model, inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]))
     reader = mapper.reader.take(genes)
     out = np.empty((int(inputs.features.mask.sum()), len(genes)), dtype=np.float32)
     for window in inputs.features.blocks():

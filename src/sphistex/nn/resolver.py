@@ -237,17 +237,13 @@ class SuperResolver:
         ------
         A block of the grid (rows, columns) and its rates (n_rows, n_columns, n_genes), zero outside the tissue.
         """
-        mapper = self.mapper(features, bags, spots, seed=seed)
+        mapper = Mapper.of(self, features, bags, spots, seed=seed)
         for window in features.blocks():
             inside = features.mask[window]
             rates = np.zeros((*inside.shape, len(self.genes)), dtype=np.float32)
             for genes, values in mapper.parts(window):
                 rates[inside, genes] = values
             yield window, rates
-
-    def mapper(self, features: FeatureMap, bags: Bags, spots: Spots, *, seed: int = 0) -> Mapper:
-        """What makes latent maps and counts of any block; arguments as in :meth:`predict`."""
-        return Mapper.of(self, features, bags, spots, seed=seed)
 
     def predict_tissue(
         self,
@@ -272,7 +268,7 @@ class SuperResolver:
         (n_tissue_superpixels, n_genes), row by row.
         """
         out = np.empty((int(features.mask.sum()), len(self.genes)), dtype=np.float32)
-        mapper = self.mapper(features, bags, spots, seed=seed)
+        mapper = Mapper.of(self, features, bags, spots, seed=seed)
         for window in features.blocks():
             places = features.places(window)
             for genes, values in mapper.parts(window):

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from sphistex._section import Section, image_alone, is_image_alone, resolve_section
 from sphistex.nn import FeatureMap, Inputs, SuperResolver
 from sphistex.nn.genes import GeneReader
+from sphistex.nn.prediction import Mapper
 from sphistex.settings import settings
 from sphistex.tl._by_block import by_block, counts
 from sphistex.tl._genes import check_genes
@@ -233,7 +234,7 @@ def _lazily(
     made_of = json.dumps(sdata.attrs.get("sphistex", {}).get(features_key, {}), sort_keys=True, default=str)
     tag = fingerprint(model, inputs.identity, made_of, str(np.flatnonzero(kept).tolist()))
     name = latent_name(key_added)
-    mapper = model.mapper(inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]))
+    mapper = _mapper(model, inputs)
     transformations = get_transformation(sdata.images[features_key], get_all=True)
     with _progress(inputs) as bar:
         add_latent_map(sdata, name, mapper, transformations, tag=tag, on_block=bar.update)
@@ -258,16 +259,18 @@ def _check_fits(sdata: SpatialData, section: Section, model: SuperResolver, feat
 
 def _predicted(model: SuperResolver, inputs: Inputs) -> NDArray[np.float32]:
     """Counts of the tissue superpixels in row-major order, (n_superpixels, n_genes)."""
-    features, mapper = (
-        inputs.features,
-        model.mapper(inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"])),
-    )
+    features, mapper = inputs.features, _mapper(model, inputs)
     out = np.empty((int(features.mask.sum()), len(model.genes)), dtype=np.float32)
     with _progress(inputs) as bar:
         for window, found in by_block(mapper, counts):
             out[features.places(window)] = found
             bar.update(len(found))
     return out
+
+
+def _mapper(model: SuperResolver, inputs: Inputs) -> Mapper:
+    """What makes any block of the section's map."""
+    return Mapper.of(model, inputs.features, inputs.bags, inputs.spots, seed=int(model.info["seed"]))
 
 
 def _progress(inputs: Inputs) -> Any:
