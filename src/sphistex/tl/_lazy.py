@@ -13,10 +13,11 @@ from types import MappingProxyType
 from typing import Any
 
 import dask.array as da
+import h5py
 import numpy as np
 import torch
+import zarr
 from anndata._io.specs.registry import _REGISTRY, IOSpec
-from anndata.compat import H5Group, ZarrGroup
 from dask.base import tokenize
 from numpy.typing import NDArray
 
@@ -157,8 +158,8 @@ def _now(values: Any) -> NDArray[Any]:
     return values.compute(scheduler="synchronous") if isinstance(values, da.Array) else np.asarray(values)
 
 
-@_REGISTRY.register_write(H5Group, LazyCounts, IOSpec("array", "0.2.0"))
-@_REGISTRY.register_write(ZarrGroup, LazyCounts, IOSpec("array", "0.2.0"))
+@_REGISTRY.register_write(h5py.Group, LazyCounts, IOSpec("array", "0.2.0"))
+@_REGISTRY.register_write(zarr.Group, LazyCounts, IOSpec("array", "0.2.0"))
 def _write(
     group: Any, key: str, values: LazyCounts, *, _writer: Any, dataset_kwargs: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
