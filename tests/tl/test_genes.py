@@ -182,7 +182,10 @@ def test_a_part_of_the_section_keeps_its_counts(sdata: SpatialData, tmp_path: Pa
     inside = whole.obs_names.isin(table.obs_names)
     np.testing.assert_allclose(table.X.compute(), whole.X.compute()[inside], rtol=1e-5)
     part.write(tmp_path / "part.zarr")
-    np.testing.assert_allclose(read_zarr(tmp_path / "part.zarr").tables["superres"].X, table.X.compute(), rtol=1e-5)
+    again = read_zarr(tmp_path / "part.zarr")
+    np.testing.assert_allclose(again.tables["superres"].X, table.X.compute(), rtol=1e-5)
+    with pytest.raises(ValueError, match="key='superres' is a part of a lazy result"):
+        sx.tl.open_genes(again)
 
 
 def test_confidence_pictures_and_metrics_take_it(sdata: SpatialData) -> None:

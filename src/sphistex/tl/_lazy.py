@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import torch
 import zarr
+from anndata._core.views import as_view
 from anndata._io.specs.registry import _REGISTRY, IOSpec
 from dask.base import tokenize
 from numpy.typing import NDArray
@@ -133,6 +134,12 @@ class LazyCounts(da.Array):
     def copy(self) -> LazyCounts:
         """The same; a copy of the whole table stays as lazy as the table."""
         return LazyCounts.of(self.counts, self.rows)
+
+
+@as_view.register(LazyCounts)
+def _in_view(counts: LazyCounts, view_args: Any) -> LazyCounts:
+    """A part of a table holds them as they are, so that a copy of the part is as lazy."""
+    return counts
 
 
 def _array(counts: Counts, rows: NDArray[np.intp] | None) -> da.Array:

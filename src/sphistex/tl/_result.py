@@ -126,21 +126,24 @@ def add_result(
     add_element(sdata, "labels", region, labels, overwrite=overwrite)
     if isinstance(counts, LazyCounts):
         record(sdata, model_name(key_added), {"tag": counts.counts.tag})
-        add_element(sdata, "tables", model_name(key_added), _model_table(counts, var, tissue_key), overwrite=overwrite)
+        tissue = np.asarray(sdata.labels[tissue_key])
+        how = _model_table(counts, var, tissue_key, tissue)
+        add_element(sdata, "tables", model_name(key_added), how, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
     if not isinstance(counts, LazyCounts):  # what an earlier lazy result of this name was read from
         remove_element(sdata, "images", latent_name(key_added))
         remove_element(sdata, "tables", model_name(key_added))
 
 
-def _model_table(counts: LazyCounts, var: pd.DataFrame, tissue_key: str) -> ad.AnnData:
+def _model_table(counts: LazyCounts, var: pd.DataFrame, tissue_key: str, tissue: NDArray) -> ad.AnnData:
     """How lazy counts are read from their latent map, as a table that SpatialData keeps.
 
-    Its one row stands for the background of the tissue mask: SpatialData fails on tables that annotate nothing, and
-    squares cut out of a section never hold this one.
+    Its one row stands for the tissue: SpatialData fails on tables that annotate nothing, and where it cuts a section
+    also on those of which nothing is left.
     """
-    obs = pd.DataFrame({"region": pd.Categorical([tissue_key]), "instance_id": [0]}, index=["model"])
-    uns = {"reader": counts.counts.reader.to_arrays(), "tag": counts.counts.tag}
+    obs = pd.DataFrame({"region": pd.Categorical([tissue_key]), "instance_id": [int(tissue.max())]}, index=["model"])
+    lazy = counts.counts
+    uns = {"reader": lazy.reader.to_arrays(), "tag": lazy.tag, "grid": list(lazy.latent.mask.shape)}
     table = ad.AnnData(obs=obs, var=var[[]].copy(), uns=uns)
     return TableModel.parse(table, region=tissue_key, region_key="region", instance_key="instance_id")
 

@@ -192,6 +192,11 @@ def _lazy_result(sdata: SpatialData, key: str) -> tuple[AnnData, Counts]:
         raise ValueError(
             f"key={key!r} was not made to its end when it was made last: make it again, with overwrite=True"
         )
+    if list(latent.shape[1:]) != list(model.uns["grid"]):
+        raise ValueError(
+            f"key={key!r} is a part of a lazy result: open the whole one, and cut it then. The counts of a part are in "
+            "its X, also on disk"
+        )
     mask = np.zeros(latent.shape[1:], dtype=bool)
     ids = np.asarray(sdata.labels[labels_key])
     row, column = np.asarray(made["crop"])
