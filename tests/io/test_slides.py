@@ -53,13 +53,17 @@ def save_ome_zarr(path: Path, levels: list[np.ndarray], mpp: float) -> None:
         *({"name": name, "type": "space", "unit": "micrometer"} for name in "yx"),
     ]
     steps = [[1.0, *(mpp * levels[0].shape[axis] / level.shape[axis] for axis in (0, 1))] for level in levels]
+    group = zarr.open_group(path, mode="w")
     write_multiscale(
         [level.transpose(2, 0, 1) for level in levels],
-        zarr.open_group(path, mode="w"),
+        group,
         axes=axes,
         coordinate_transformations=[[{"type": "scale", "scale": step}] for step in steps],
         storage_options={"chunks": (3, 256, 256)},
     )
+    written: Any = group.attrs.asdict()  # not every version of ome-zarr writes the units
+    written.get("ome", written)["multiscales"][0]["axes"] = axes
+    group.attrs.update(written)
 
 
 PYRAMIDS: dict[str, Callable[[Path, list[np.ndarray], float], None]] = {
