@@ -34,8 +34,8 @@ class Settings:
         Seed of everything random.
     memory_gb
         Memory in GB for the large arrays of a prediction, beside that of the section, the model and the libraries. A
-        table of counts that would take more than half of it is kept lazily, and the smaller it is, the smaller are the
-        blocks in which a section is predicted.
+        table of counts that would take more than it (of more than 2,000 genes: half of it) is kept lazily, and the
+        smaller it is, the smaller are the blocks in which a section is predicted.
 
     Raises
     ------

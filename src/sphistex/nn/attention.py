@@ -56,8 +56,6 @@ class CrossAttention(nn.Module):
         -------
         (n_models, n_bags, n_query, d).
         """
-        if mask is not None:
-            mask = mask[..., None, None, :]
         if context.shape[-2] <= query.shape[-2]:
             return self._from_few(query, context, mask)
         return self._of_few(query, context, mask)
@@ -65,18 +63,24 @@ class CrossAttention(nn.Module):
     def _from_few(self, query: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from many to few: the projection of the queries goes to the keys, that of the output to the values."""
         key, value = (project(context).unflatten(-1, (self.heads, -1)) for project in (self.key, self.value))
-        keys = torch.einsum("mbkhe,mqhe->mbhkq", key, self._by_head(self.query.weight))
-        offset = torch.einsum("mbkhe,mohe->mbohk", key, self._by_head(self.query.bias))
-        score = torch.einsum("mbqd,mbhkd->mbqhk", query, keys) + offset
+        scale = key.shape[-1] ** -0.5
+        keys = torch.einsum("mbkhe,mqhe->mbhkq", key * scale, self._by_head(self.query.weight))
+        offset = torch.einsum("mbkhe,mohe->mbhko", key * scale, self._by_head(self.query.bias))
         values = torch.einsum("mbkhe,mheo->mbhko", value, self.out.weight.unflatten(-2, (self.heads, -1)))
-        out = torch.einsum("mbqhk,mbhko->mbqo", self._share(score, key.shape[-1], mask), values)
+        if mask is not None:  # what is hidden is nothing, also where all is hidden and has the same score
+            shown = mask[..., None, :, None]
+            offset, values = offset.masked_fill(~shown, _HIDDEN), values * shown
+        # keys before queries: the softmax over a handful of keys then runs along many queries at once
+        score = (keys.flatten(2, 3) @ query.transpose(-1, -2)).unflatten(2, keys.shape[2:4]) + offset
+        out = score.softmax(-2).flatten(2, 3).transpose(-1, -2) @ values.flatten(2, 3)
         return out + self.out.bias[:, None]
 
     def _of_few(self, query: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from few to many: keys are projected by the queries, and values when they have been averaged."""
         asked = self.query(query).unflatten(-1, (self.heads, -1))
         queries = torch.einsum("mbqhe,mkhe->mbqhk", asked, self._by_head(self.key.weight))
-        share = self._share(torch.einsum("mbqhd,mbkd->mbqhk", queries, context), asked.shape[-1], mask)
+        score = torch.einsum("mbqhd,mbkd->mbqhk", queries, context) * asked.shape[-1] ** -0.5
+        share = self._share(score, None if mask is None else mask[..., None, None, :])
         seen = torch.einsum("mbqhk,mbkd->mbqhd", share, context)
         values = torch.einsum("mbqhd,mdhe->mbqhe", seen, self._by_head(self.value.weight))
         return self.out((values + self._by_head(self.value.bias)[:, None]).flatten(-2))
@@ -85,9 +89,8 @@ class CrossAttention(nn.Module):
         """(n_models, d_in, d) → (n_models, d_in, heads, d_h)."""
         return weight.unflatten(-1, (self.heads, -1))
 
-    def _share(self, score: Tensor, d_head: int, mask: Tensor | None) -> Tensor:
+    def _share(self, score: Tensor, mask: Tensor | None) -> Tensor:
         """How much of each key a query sees, (n_models, n_bags, n_query, heads, n_key)."""
-        score = score * d_head**-0.5
         if mask is None:
             return score.softmax(-1)
         # finite, and hidden once more, so that a bag in which all is hidden sees nothing instead of NaN

@@ -1,16 +1,22 @@
-"""Out of memory on the device: half as much at once, and on with it."""
+"""Out of memory on the device: half as much at once, and on with it. And memory of the CPU that is used again."""
 
 from __future__ import annotations
 
+import ctypes
 import warnings
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 _SIGNS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _Result = TypeVar("_Result")
+
+# Options of glibc's allocator, and the largest values that it sets them to by itself.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_USUAL_TRIM, _USUAL_MMAP = 2**26, 2**25
 
 
 class Portions:
@@ -71,3 +77,27 @@ class Portions:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let the next step have the memory that the last one has freed, where the system's allocator is glibc's.
+
+    By default large blocks go back to the system, which clears every page of them before it gives them out again: a
+    tenth to a sixth of the time of training on a CPU. Afterwards all that is free is given back.
+    """
+    allocator: Any = None
+    with suppress(TypeError, OSError):
+        allocator = ctypes.CDLL(None)
+    if not hasattr(allocator, "mallopt"):
+        yield
+        return
+    # older versions take no larger threshold than the usual one
+    allocator.mallopt(_MMAP_THRESHOLD, 2**30) or allocator.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
+    allocator.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        allocator.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP)
+        allocator.mallopt(_TRIM_THRESHOLD, _USUAL_TRIM)
+        allocator.malloc_trim(0)

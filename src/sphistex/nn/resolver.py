@@ -34,6 +34,7 @@ from sphistex.nn.precision import fastest_dtype
 from sphistex.nn.prediction import Mapper
 from sphistex.nn.profiles import PROFILES, Profile
 from sphistex.nn.scaling import Scaling, density, depth, sampled
+from sphistex.nn.thinning import drawn_half
 from sphistex.nn.training import BagData, TrainingLog, initialise_at_mean, suitable_batch, train
 
 # Spots whose counts are drawn into halves at once.
@@ -470,8 +471,7 @@ def _halves(counts: NDArray[np.float32], generator: torch.Generator) -> tuple[ND
     first = np.empty_like(counts)
     for some in range(0, len(counts), _SPOTS_AT_ONCE):
         part = slice(some, some + _SPOTS_AT_ONCE)
-        whole = torch.from_numpy(np.floor(counts[part]))
-        drawn = torch.binomial(whole, torch.tensor(0.5).expand(whole.shape), generator=generator).numpy()
+        drawn = drawn_half(np.floor(counts[part]), generator)
         first[part] = 2 * drawn + counts[part] % 1
     return first, 2 * counts - first
 

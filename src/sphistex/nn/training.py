@@ -17,7 +17,7 @@ from torch import Tensor
 from sphistex.nn.checkpoint import Checkpoint
 from sphistex.nn.histex import HISTEX
 from sphistex.nn.layers import Dropout
-from sphistex.nn.memory import Portions
+from sphistex.nn.memory import Portions, freed_memory_kept
 from sphistex.nn.mil import Objective
 from sphistex.nn.precision import computing_in
 from sphistex.nn.seeds import seeded
@@ -163,6 +163,7 @@ class TrainingLog:
         return bool(best)
 
 
+@freed_memory_kept()
 def train(
     network: HISTEX,
     objective: Objective,
@@ -271,7 +272,8 @@ class _Run:
     @classmethod
     def of(cls, network: HISTEX, learning_rate: float, weight_decay: float, cycle_steps: int | None) -> _Run:
         """The beginning."""
-        optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        fused = next(network.parameters()).device.type in ("cpu", "cuda")  # one pass over the weights
+        optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
         cycle = None
         if cycle_steps is not None:
             cycle = torch.optim.lr_scheduler.OneCycleLR(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from sphistex.tl._trust import check_drop, gene_table, judged_on, kept_genes
 
 # Spots of a lattice do not share superpixels, or hardly: sharing counts out converges at once.
 _MAX_ROUNDS = 100
+# Nobody looks at all of more genes than this at once: they are lazy from half the size on.
+_MANY_GENES = 2000
 
 
 def predict(
@@ -72,7 +75,8 @@ def predict(
         than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
     lazy
         Keep what counts are read from, and compute them when they are asked for, gene by gene; False computes all of
-        them now. By default where they would take more than half of ``settings.memory_gb``.
+        them now. By default where they would take more than ``settings.memory_gb``, or of more than 2,000 genes half
+        of it, with a warning.
     overwrite
         Replace an existing result.
 
@@ -144,7 +148,7 @@ def predict_section(
     """Predict a section that has been resolved and checked."""
     check_result_free(sdata, section, key_added, overwrite=overwrite)
     _check_fits(sdata, section, model, features_key)
-    lazy = held_lazily(tissue_of(sdata, section, tissue_key), len(model.genes), lazy, conserve_counts)
+    asked, lazy = lazy, held_lazily(tissue_of(sdata, section, tissue_key), len(model.genes), lazy, conserve_counts)
     inputs = gather_inputs(
         sdata, section, model.genes, features_key=features_key, tissue_key=tissue_key, context=model.parameters.context
     )
@@ -152,6 +156,14 @@ def predict_section(
     kept = kept_genes(model, drop_genes)
     found: NDArray[np.float32] | LazyCounts
     if lazy:
+        if asked is None:
+            warnings.warn(
+                f"{key_added!r} is lazy: its counts, of {int(inputs.features.mask.sum())} superpixels and "
+                f"{len(model.genes)} genes, have no room in settings.memory_gb={settings.memory_gb:g}. "
+                f"sdata.tables[{key_added!r}][:, genes].to_memory(copy=True) computes some of them; lazy=False makes "
+                "all of them now",
+                stacklevel=2,
+            )
         trust = gene_table(model, None, inputs.features.mask)
         found = _lazily(sdata, model, inputs, kept, features_key=features_key, key_added=key_added)
     else:
@@ -211,7 +223,8 @@ def held_lazily(mask: NDArray[np.bool_], n_genes: int, lazy: bool | None, conser
     if lazy is not None and not isinstance(lazy, bool):
         raise TypeError(f"lazy={lazy!r} must be True, False or None")
     size_gb = int(mask.sum()) * n_genes * 4 / 2**30
-    chosen = size_gb > settings.memory_gb / 2 if lazy is None else lazy
+    room_gb = settings.memory_gb / 2 if n_genes > _MANY_GENES else settings.memory_gb
+    chosen = size_gb > room_gb if lazy is None else lazy
     if chosen and conserve_counts:
         raise ValueError(
             f"conserve_counts=True needs the counts of all genes at once, {size_gb:.3g} GB, and lazy={lazy!r} keeps "

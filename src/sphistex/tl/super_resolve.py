@@ -93,7 +93,7 @@ def super_resolve(
         than by ``"interpolation"``, at spots that the model had not seen. By default they stay, with a warning.
     lazy
         Keep what counts are read from, and compute them when they are asked for, gene by gene; False computes all of
-        them now. By default where they would take more than half of ``settings.memory_gb``, see :func:`predict`.
+        them now. By default where there is no room for them in ``settings.memory_gb``, see :func:`predict`.
     strict
         Refuse counts that look normalised instead of warning.
     overwrite
