@@ -2,15 +2,20 @@
 
     python benchmarks/scaling.py --out scaling.json
     python benchmarks/scaling.py --only spots --scale 0.25
+    python benchmarks/scaling.py --only --workers 2
 
 More spots mean more superpixels, as on a larger section. The superpixels grow alone where a wider map is predicted
 from as many spots, and where a wider image is encoded. Exponents are those of straight lines through the logarithms.
+
+``--workers`` compares a cluster of so many processes of one thread with a single process that has as many threads: the
+seconds of every step, and how far the results are from each other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
 import warnings
@@ -37,13 +42,14 @@ Row = tuple[int, dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     series = {"spots": by_spots, "genes": by_genes, "superpixels": by_area, "image": by_image}
-    parser.add_argument("--only", choices=list(series), nargs="+", default=list(series))
+    parser.add_argument("--only", choices=list(series), nargs="*", default=list(series))
+    parser.add_argument("--workers", type=int, default=0, help="processes of a cluster")
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes; below 1 to try it")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sx.settings.progress = False
-    found = {}
+    found: dict[str, Any] = {}
     for what in arguments.only:
         next(series[what](arguments.scale))  # what is done once, such as imports, is done now
         rows = list(series[what](arguments.scale))
@@ -54,6 +60,9 @@ def main() -> None:
             exponent = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
             found[what][step] = {"seconds": [round(s, 3) for s in seconds], "exponent": round(exponent, 3)}
         print(json.dumps({what: found[what]}), flush=True)
+    if arguments.workers:
+        found["workers"] = on_workers(arguments.workers, round(1500 * arguments.scale**0.5))
+        print(json.dumps(found["workers"], indent=1))
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1))
 
@@ -110,6 +119,53 @@ def fit_and_predict(section: Planted) -> dict[str, float]:
 
 def predict(section: Planted, spots: Any, chosen: FitParameters, model: SuperResolver) -> None:
     model.predict_tissue(FeatureMap(section.features, section.mask, chosen.context), *section.take(spots))
+
+
+def on_workers(n_workers: int, size_um: int) -> dict[str, Any]:
+    """Seconds and results of a single process and of a cluster, for a simulated section."""
+    import torch
+    from distributed import Client, LocalCluster
+
+    torch.set_num_threads(n_workers)
+    with tempfile.TemporaryDirectory() as folder:
+        section = Path(folder) / "section.zarr"
+        sx.datasets.simulate(size_um=size_um, n_genes=200).write(section)
+        here, alone = whole_job(section, Path(folder) / "alone.zarr")
+        started = time.perf_counter()
+        with (
+            LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            client.wait_for_workers(n_workers)
+            client.run(torch.set_num_threads, 1)
+            start = time.perf_counter() - started
+            there, spread = whole_job(section, Path(folder) / "spread.zarr")
+        features = (np.asarray(one.images["superpixel_features"].data) for one in (alone, spread))
+        first, second = (np.asarray(one.tables["superres"].X) for one in (alone, spread))
+        return {
+            "superpixels": len(first),
+            "alone": here,
+            "cluster": there | {"start": start},
+            "same_features": bool(np.array_equal(*features)),
+            "largest_difference_of_counts": float(np.abs(first - second).max() / first.max()),
+            "correlation_of_counts": float(np.corrcoef(first.ravel(), second.ravel())[0, 1]),
+        }
+
+
+def whole_job(section: Path, copy: Path) -> tuple[dict[str, float], Any]:
+    """Seconds of each step on a copy of a stored section, and the section with its result."""
+    from spatialdata import read_zarr
+
+    shutil.copytree(section, copy)
+    sx.settings.cache_dir = copy.with_suffix(".cache")
+    sdata = read_zarr(copy)
+    sx.pp.tissue_mask(sdata)
+    seconds = {"features": timed(sx.tl.superpixel_features, sdata, encoder="efficientnet_lite0")}
+    started = time.perf_counter()
+    model = sx.tl.fit(sdata)
+    seconds["fit"] = time.perf_counter() - started
+    seconds["predict"] = timed(sx.tl.predict, sdata, model)
+    return seconds, sdata
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
