@@ -29,7 +29,7 @@ def test_neighbours_on_the_hexagonal_lattice_are_always_the_same_pixels_around()
     first, second = np.nonzero(np.isclose(apart, 1))
     steps = {
         (int(layout.rows[j] - layout.rows[i]), int(layout.columns[j] - layout.columns[i]))
-        for i, j in zip(first, second)
+        for i, j in zip(first, second, strict=True)
     }
     assert steps == {(0, 1), (0, -1), (1, 0), (-1, 0), (1, -1), (-1, 1)}
 
