@@ -39,6 +39,8 @@ class TimmViT:
         What the weights are, if known; default: the sha256 of the file, or timm's tag of the pretrained weights.
     mean, std
         Normalisation of the RGB values in [0, 1], default: that of the model.
+    class_token
+        Whether the class token of its tile is put behind each token.
     **kwargs
         Passed to :func:`timm.create_model`.
 
@@ -63,6 +65,7 @@ class TimmViT:
         revision: str | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        class_token: bool = False,
         **kwargs: Any,
     ) -> None:
         self._made_with = {
@@ -73,6 +76,7 @@ class TimmViT:
             "tile_size": tile_size,
             "mean": mean,
             "std": std,
+            "class_token": class_token,
             **kwargs,
         }
         self.name = name or f"timm:{model_name}"
@@ -89,7 +93,8 @@ class TimmViT:
         self._net = net.eval().to(self.device)
         self.patch_size = int(self._net.patch_embed.patch_size[0])
         self.mpp = SUPERPIXEL_UM / self.patch_size
-        self.dim = int(self._net.num_features)
+        self._class_token = class_token and self._net.num_prefix_tokens > 0
+        self.dim = int(self._net.num_features) * (1 + self._class_token)
         self.tile_size = tile_size // self.patch_size * self.patch_size
         self.revision = revision or (_pretrained_tag(self._net) if weights is None else sha256(Path(weights)))
         config = timm.data.resolve_model_data_config(self._net)
@@ -104,8 +109,15 @@ class TimmViT:
         with torch.inference_mode(), autocast(self.device):
             pixels = to_device(tiles, self.device).permute(0, 3, 1, 2)
             tokens = self._net.forward_features((pixels.float() / 255 - self._mean) / self._std)
-            patches = to_host(tokens[:, self._net.num_prefix_tokens :])
+            patches = tokens[:, self._net.num_prefix_tokens :]
+            if self._class_token:
+                patches = torch.cat([patches, tokens[:, :1].expand_as(patches)], dim=-1)
+            patches = to_host(patches)
         return patches.reshape(len(tiles), rows, columns, self.dim)
+
+    def with_class_token(self) -> TimmViT:
+        """The same encoder with the class token of its tile behind each token, if it has one."""
+        return _again(self._made_with | {"class_token": True, "revision": self.revision})
 
     def on(self, device: str) -> TimmViT:
         """The same encoder on another device."""

@@ -5,6 +5,7 @@ from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
 from sphistex.tl.genes import materialise, open_genes, trusted_scale
 from sphistex.tl.intervals import confidence
+from sphistex.tl.lattice_features import lattice_features
 from sphistex.tl.predict import predict
 from sphistex.tl.super_resolve import super_resolve
 from sphistex.tl.validate import validate
@@ -14,6 +15,7 @@ __all__ = [
     "SuperResolver",
     "confidence",
     "fit",
+    "lattice_features",
     "materialise",
     "open_genes",
     "predict",

@@ -119,6 +119,37 @@ def superpixel_features(
     >>> sdata.images["superpixel_features"].shape
     (232, 20, 30)
     """
+    make_features(
+        sdata,
+        encoder=encoder,
+        weights=weights,
+        image_key=image_key,
+        labels_key=labels_key,
+        mpp=mpp,
+        key_added=key_added,
+        overwrite=overwrite,
+        halo_px=halo_px,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def make_features(
+    sdata: SpatialData,
+    *,
+    encoder: Any,
+    weights: str | Path | None = None,
+    image_key: str | None,
+    labels_key: str | None,
+    mpp: float | None,
+    key_added: str,
+    overwrite: bool = False,
+    halo_px: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    warn_if_coarse: bool = True,
+) -> Path:
+    """:func:`superpixel_features`, and where the map was made: of an ``sdata`` without a store it stays there."""
     made_with = store.made_with(sdata, key_added)
     check_free(sdata, "images", key_added, overwrite=overwrite or made_with is not None)
     if made_with is not None and store.recorded(sdata, key_added) is None:
@@ -138,19 +169,21 @@ def superpixel_features(
         home = store.home(sdata, key_added, work)
     else:
         check_free(sdata, "images", key_added, overwrite=overwrite)
-        _warn_if_coarse(tiling, grid, image_key)
+        if warn_if_coarse:
+            _warn_if_coarse(tiling, grid, image_key)
         home = store.prepare(work, key_added, grid, params, transformations, beside=sdata.path)
     made = fill(home, image.data, grid, tiling, tissue, batch_size=batch_size) if home is not None else 0
     if kept and made:
         warnings.warn(
             f"{made} chunks of images[{key_added!r}] were damaged or missing on disk and have been made again",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     if not kept:
         record(sdata, key_added, params)  # first: a map that is there and not recorded passes for another image
         store.put_in_place(sdata, key_added, work)
     store.clean_up(sdata, key_added)
+    return work
 
 
 # ----------------------------------------------------------------------------------------- what is to be made
@@ -233,5 +266,5 @@ def _warn_if_coarse(tiling: Tiling, grid: Grid, image_key: str) -> None:
             f"{tiling.encoder.mpp:g} that encoder {tiling.encoder.name!r} was made for; "
             "it shows no detail finer than its own pixels",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
