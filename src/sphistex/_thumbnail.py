@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from xarray import DataArray
 
+_THUMBNAIL_PX = 2000
 # Pixels of a strip that is read at once, and the side of the blocks in which it is averaged.
 _STRIP_PX, _BLOCK_PX = 2**27, 2048
+
+
+def thumbnail(levels: list[DataArray], diameter_px: float) -> dict[str, Any]:
+    """Small picture of an image pyramid, the finest level first, and scale factors, as squidpy expects of Visium."""
+    level = cheapest(levels, _THUMBNAIL_PX)
+    factor = max(1, -(-max(level.sizes["y"], level.sizes["x"]) // _THUMBNAIL_PX))
+    scale = level.sizes["x"] / levels[0].sizes["x"] / factor
+    return {
+        "images": {"hires": shrink(level, factor)},
+        "scalefactors": {"spot_diameter_fullres": float(diameter_px), "tissue_hires_scalef": scale},
+    }
 
 
 def cheapest(levels: list[DataArray], at_least_px: int) -> DataArray:

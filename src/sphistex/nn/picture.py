@@ -56,6 +56,21 @@ class Layout:
             raise ValueError("several positions have the same array_row and array_col")
         return cls(row, column, hexagonal)
 
+    def turned(self, number: int) -> Layout:
+        """The same positions turned or mirrored: a hexagonal lattice has 12 ways, a square one 8.
+
+        Examples
+        --------
+        >>> Layout.of([0, 0, 1], [0, 1, 0], hexagonal=False).turned(1).columns.tolist()
+        [0, 0, 1]
+        """
+        row, column = self.rows, self.columns
+        for _ in range(number // 2 % (6 if self.hexagonal else 4)):
+            row, column = (row + column, -row) if self.hexagonal else (column, -row)
+        if number % 2:
+            row, column = column, row
+        return Layout(row - row.min(), column - column.min(), self.hexagonal)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Height and width of the picture."""
@@ -70,7 +85,7 @@ class Layout:
 
     def picture(self, values: ArrayLike | Tensor) -> Tensor:
         """Picture (channels, height, width) of values (n, channels); zero where there is no position."""
-        values = torch.as_tensor(values, dtype=torch.float32)
+        values = torch.as_tensor(values, dtype=torch.float32)  # stays on its device
         picture = values.new_zeros((values.shape[1], *self.shape))
         picture[:, self.rows, self.columns] = values.T
         return picture

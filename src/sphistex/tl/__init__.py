@@ -1,9 +1,12 @@
 """Tools: superpixel features, fitting, prediction, and how far to trust it."""
 
 from sphistex.nn import FitParameters, SuperResolver
+from sphistex.nn.histology import HistologyModel, HistologyParameters
+from sphistex.tl.cross_validate import HistologyScores, cross_validate_histology
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
 from sphistex.tl.genes import materialise, open_genes, trusted_scale
+from sphistex.tl.histology import fit_histology, predict_histology
 from sphistex.tl.intervals import confidence
 from sphistex.tl.lattice_features import lattice_features
 from sphistex.tl.predict import predict
@@ -12,13 +15,19 @@ from sphistex.tl.validate import validate
 
 __all__ = [
     "FitParameters",
+    "HistologyModel",
+    "HistologyParameters",
+    "HistologyScores",
     "SuperResolver",
     "confidence",
+    "cross_validate_histology",
     "fit",
+    "fit_histology",
     "lattice_features",
     "materialise",
     "open_genes",
     "predict",
+    "predict_histology",
     "super_resolve",
     "superpixel_features",
     "trusted_scale",

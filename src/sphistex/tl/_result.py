@@ -17,12 +17,11 @@ from xarray import DataArray
 
 from sphistex._section import Section
 from sphistex._store import add_element, check_free, record, remove_element
-from sphistex._thumbnail import cheapest, shrink
+from sphistex._thumbnail import thumbnail
 from sphistex.nn import SuperResolver
 from sphistex.tl._lazy import LazyCounts
 from sphistex.tl._trust import record_of
 
-_THUMBNAIL_PX = 2000
 _INSIDE = 0.5
 
 
@@ -165,13 +164,7 @@ def _covered(weights: sparse.csr_matrix, mask: NDArray[np.bool_]) -> NDArray[np.
 def _spatial(section: Section, element: Any) -> dict[str, Any]:
     """Thumbnail and scale factors, as squidpy and scanpy expect them of Visium."""
     levels = [section.image] if isinstance(element, DataArray) else list(get_pyramid_levels(element))
-    level = cheapest(levels, _THUMBNAIL_PX)
-    factor = max(1, -(-max(level.sizes["y"], level.sizes["x"]) // _THUMBNAIL_PX))
-    scale = level.sizes["x"] / section.image.sizes["x"] / factor
-    return {
-        "images": {"hires": shrink(level, factor)},
-        "scalefactors": {"spot_diameter_fullres": float(section.grid.pitch_px), "tissue_hires_scalef": scale},
-    }
+    return thumbnail(levels, section.grid.pitch_px)
 
 
 def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:

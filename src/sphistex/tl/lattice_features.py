@@ -140,6 +140,7 @@ def lattice_features(
     made_from = {"table_key": positions.table_key} if positions.table_key else {}
     record(sdata, key_added, table.uns[key_added] | made_from)
     if positions.shapes is not None:
+        record(sdata, region_of(key_added), {"table_key": key_added})
         add_element(sdata, "shapes", region_of(key_added), positions.shapes, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
 
