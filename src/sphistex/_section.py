@@ -117,6 +117,11 @@ class Section(Spots):
         """False of an image alone."""
         return len(self.xy_px) > 0
 
+    @property
+    def is_predicted(self) -> bool:
+        """Whether the counts of its spots were predicted from the image, and not measured."""
+        return is_predicted(self.table)
+
 
 def resolve_section(
     sdata: SpatialData,
@@ -166,7 +171,10 @@ def resolve_section(
     )
     table_key = choose_table(sdata, table_key, spots.shapes_key)
     table, rows = _rows_of_shapes(sdata, table_key, spots.shapes_key)
-    check_counts(table, table_key, strict=strict)
+    if is_predicted(table):
+        table = _predicted_counts(table, table_key)
+    else:
+        check_counts(table, table_key, strict=strict)
     _check_inside(spots, rows)
     return Section(
         image_key=spots.image_key,
@@ -182,6 +190,23 @@ def resolve_section(
         mpp=spots.mpp,
         pitch_um=spots.pitch_um,
     )
+
+
+def is_predicted(table: AnnData) -> bool:
+    """Whether a table was made by :func:`sphistex.tl.predict_histology`."""
+    return any(isinstance(made, Mapping) and made.get("predicted") is not None for made in table.uns.values())
+
+
+def _predicted_counts(table: AnnData, name: str) -> AnnData:
+    """The same table with expected counts in the place of log-normalised expression."""
+    if "counts" not in table.layers:
+        raise ValueError(
+            f"table {name!r} was predicted and has lost layers['counts']: make it again with "
+            "sphistex.tl.predict_histology(overwrite=True)"
+        )
+    counts = table.copy()
+    counts.X = counts.layers["counts"]
+    return counts
 
 
 def resolve_image(

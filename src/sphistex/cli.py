@@ -1,4 +1,4 @@
-"""The commands ``sphistex demo``, ``sphistex run`` and ``sphistex bench``."""
+"""The commands ``sphistex demo``, ``run``, ``predict-histology`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -168,6 +168,60 @@ def run(
                 click.echo(f"{folder}: {', '.join(_draw(sdata, key, shown[:_PICTURED], folder))}")
 
 
+@main.command("predict-histology")
+@click.argument("image", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--model",
+    "model_path",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of a model, as HistologyModel.save writes it.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="New SpatialData folder (.zarr), where IMAGE is a picture."
+)
+@click.option("--mpp", type=float, help="Microns per pixel of the image.  [default: what the file says]")
+@click.option("--encoder", help="The model's encoder, where it is none of sphistex's.  [default: as the model says]")
+@click.option("--weights", type=click.Path(exists=True, path_type=Path), help="File with the encoder's weights.")
+@click.option("--key-added", default="histology", show_default=True, help="Name of the result.")
+@click.option("--overwrite", is_flag=True, help="Replace a result of that name.")
+@click.option("--device", help=_DEVICE_HELP)
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Folder to draw pictures into.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def predict_histology(
+    image: Path, model_path: Path, out: Path | None, mpp: float | None, pictures: Path | None, quiet: bool, **how: Any
+) -> None:
+    """Predict expression and regions of a section of which there is only an H&E image.
+
+    IMAGE is a picture (TIFF, SVS, OME-Zarr, JPEG, PNG), which becomes the SpatialData folder --out; or such a folder
+    that has an image, into which the result is written. The model comes from sphistex.tl.fit_histology, fitted to
+    measured sections of the same tissue.
+
+    \b
+    Examples
+      sphistex predict-histology slide.svs --model breast-model --out slide.zarr --pictures pictures
+    """  # noqa: D301
+    with _reporting(quiet):
+        from sphistex import pl, tl
+
+        sdata, store = _section_of(image, out, mpp)
+        model = tl.HistologyModel.load(model_path)
+        tl.predict_histology(sdata, model, mpp=mpp, **how)
+        key = how["key_added"]
+        table = sdata.tables[key]
+        click.echo(f"{store}: table {key!r} has {table.n_obs:,} positions × {table.n_vars} genes")
+        if pictures is not None:
+            import numpy as np
+
+            shown = list(table.var_names[np.argsort(-np.asarray(table.X).var(0))[:_PICTURED]])
+            pl.histology(sdata, shown, table_key=key, save=pictures / "histology.png")
+            names = ["histology.png"]
+            if model.classes:
+                pl.regions(sdata, table_key=key, save=pictures / "regions.png")
+                names.append("regions.png")
+            click.echo(f"{pictures}: {', '.join(names)}")
+
+
 @main.command()
 @click.argument("datasets", nargs=-1, required=True, metavar="DATASET...")
 @click.option("--methods", help="Which methods, separated by commas.  [default: all but the published ablations]")
@@ -283,6 +337,26 @@ def _read(store: Path) -> SpatialData:
     from spatialdata import read_zarr
 
     return read_zarr(store)
+
+
+def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[SpatialData, Path]:
+    """A section on disk: a SpatialData folder as it is, or a picture in a new one; and where it is."""
+    if (image / "zarr.json").exists() and (image / "images").is_dir():
+        if out is not None:
+            raise ValueError(f"--out {out}: {image} is a SpatialData folder, into which the result goes; leave it out")
+        return _read(image), image
+    if out is None:
+        raise ValueError(
+            f"{image} is a picture: say with --out, such as --out {image.stem}.zarr, where the result goes"
+        )
+    if out.exists():
+        raise ValueError(
+            f"--out {out} exists: choose another name, or pass it in the place of {image} to go on with it"
+        )
+    from sphistex.io import read_image
+
+    read_image(image, mpp=mpp).write(out)
+    return _read(out), out
 
 
 def _genes(text: str | None) -> int | list[str] | None:

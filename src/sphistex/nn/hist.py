@@ -169,6 +169,10 @@ class HiST(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Features (n, d_in, height, width) and positions (n, height, width) → (n, d_out, height, width)."""
+        size, step = mask.shape[-2:], 2 ** len(self.down)
+        # one more than a multiple of the coarsest pixel: otherwise what lies at the border depends on what is behind it
+        behind = [-(side - 1) % step for side in size]
+        x, mask = (nn.functional.pad(picture, (0, behind[1], 0, behind[0])) for picture in (x, mask))
         there = mask[:, None].to(x.dtype)
         x = self.features(x) * there
         found = nn.functional.gelu(self.embed(x)) * there
@@ -188,4 +192,4 @@ class HiST(nn.Module):
         out = self.head(found)
         if self.linear is not None:
             out = out + self.linear(x)
-        return out * there
+        return (out * there)[..., : size[0], : size[1]]

@@ -177,6 +177,8 @@ def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:
             "coordinate_system": section.coordinate_system,
             "spot_pitch_um": section.pitch_um,
         }
+        if section.is_predicted:
+            elements["predicted_spots"] = True
     info = dict(model.info)
     curves = {name: np.asarray(info.pop(name)) for name in ("train_loss", "validation_loss", "best_epoch")}
     return {
