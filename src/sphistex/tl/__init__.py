@@ -1,24 +1,30 @@
 """Tools: superpixel features, fitting, prediction, and how far to trust it."""
 
 from sphistex.nn import FitParameters, SuperResolver
+from sphistex.tl.enrich import enrich
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
 from sphistex.tl.genes import materialise, open_genes, trusted_scale
 from sphistex.tl.intervals import confidence
+from sphistex.tl.markers import markers
 from sphistex.tl.predict import predict
 from sphistex.tl.super_resolve import super_resolve
+from sphistex.tl.tumour_subtypes import tumour_subtypes
 from sphistex.tl.validate import validate
 
 __all__ = [
     "FitParameters",
     "SuperResolver",
     "confidence",
+    "enrich",
     "fit",
+    "markers",
     "materialise",
     "open_genes",
     "predict",
     "super_resolve",
     "superpixel_features",
     "trusted_scale",
+    "tumour_subtypes",
     "validate",
 ]

@@ -1,0 +1,76 @@
+"""Copy-number profiles from expression, by infercnvpy."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from sphistex.settings import settings
+from sphistex.tl._expression import Expression
+
+# Both sexes' and the mitochondria's chromosomes differ between people and cells for other reasons.
+_LEFT_OUT = ("chrX", "chrY", "chrM", "chrMT")
+# A mean of fewer genes is not about the chromosome.
+_FEWEST_GENES = 10
+
+
+def placed_genes(var: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
+    """Positions of the genes of a table (n_genes), NaN where there is none or the gene's chromosome is not used."""
+    placed = positions.reindex(var.index)
+    size = placed["chromosome"].value_counts()
+    used = size.index[(size >= _FEWEST_GENES) & ~size.index.isin(_LEFT_OUT)]
+    return placed.where(placed["chromosome"].isin(used))
+
+
+def copy_number(
+    expression: Expression, placed: pd.DataFrame, reference: NDArray[np.intp], *, window_size: int, step: int
+) -> tuple[NDArray[np.float32], dict[str, int]]:
+    """Profiles (n_obs, n_windows) of all spots, and the first window of each chromosome.
+
+    Parameters
+    ----------
+    expression
+        Of all spots and genes.
+    placed
+        Positions of the genes, from :func:`placed_genes`.
+    reference
+        Spots whose mean is taken to be diploid.
+    window_size, step
+        Genes that are averaged, and by how many genes windows lie apart.
+    """
+    from infercnvpy.tl import infercnv
+
+    genes = np.flatnonzero(placed["chromosome"].notna())
+    mean = np.zeros(len(genes))
+    for _, values in expression.by_rows(reference):
+        mean += values[:, genes].sum(0, dtype=np.float64) / len(reference)
+    profiles: NDArray[np.float32] | None = None
+    n_obs = expression.table.n_obs
+    with tqdm(total=n_obs, desc="copy number", unit="spot", disable=not settings.progress) as bar:
+        for rows, values in expression.by_rows():
+            part = AnnData(values[:, genes], var=placed.iloc[genes])
+            with contextlib.redirect_stderr(io.StringIO()):  # a bar of infercnvpy's own for each part
+                starts, found, _ = infercnv(
+                    part,
+                    reference=mean,
+                    window_size=window_size,
+                    step=step,
+                    # The noise would be estimated in each part by itself, and is what the clusters' spread is for.
+                    dynamic_threshold=None,
+                    exclude_chromosomes=None,
+                    chunksize=len(rows),
+                    n_jobs=1,
+                    inplace=False,
+                )
+            if profiles is None:
+                profiles = np.empty((n_obs, found.shape[1]), dtype=np.float32)
+            profiles[rows] = found.toarray()
+            bar.update(len(rows))
+    assert profiles is not None
+    return profiles, {name: int(first) for name, first in starts.items()}
