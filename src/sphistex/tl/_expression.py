@@ -75,6 +75,11 @@ class Expression:
         values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
         return values if self.factor is None else np.log1p(values * self.factor[rows, None])
 
+    def gene(self, name: str) -> NDArray[np.float32]:
+        """Expression (n_obs,) of one gene."""
+        place = int(self.table.var_names.get_loc(name))
+        return self.read(np.arange(self.table.n_obs), slice(place, place + 1))[:, 0]
+
     def by_rows(self, rows: NDArray[np.intp] | None = None) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Some spots, by default all, as many at once as memory allows: which (n,), and their expression."""
         rows = np.arange(self.table.n_obs) if rows is None else rows
