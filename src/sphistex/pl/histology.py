@@ -95,14 +95,13 @@ def histology(
         sources.append((places, Expression.of(measured, measured_key), "Measured"))
     first, last = sources[0][0], sources[-1][0]
     window = joined(first.window, last.window).padded(_MARGIN)
+    maps = [[expression.gene(gene) for _, expression, _ in sources] for gene in names]
+    norms = [colour_scale(spots, spots, vmin, vmax) for spots in map(np.concatenate, maps)]
     picture = read_picture(sdata, first.image_key, window, first.mpp)
     pairs = first.nearest(last)
 
     figure, axes = panels(len(names), 1 + len(sources), window)
-    for row, gene in zip(axes, names, strict=True):
-        values = [expression.gene(gene) for _, expression, _ in sources]
-        spots = np.concatenate(values)
-        norm = colour_scale(spots, spots, vmin, vmax)
+    for row, gene, values, norm in zip(axes, names, maps, norms, strict=True):
         draw_raster(row[0], *picture)
         row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
         add_scale_bar(row[0])
