@@ -20,8 +20,8 @@ def sdata() -> SpatialData:
     """Spots in mixed order; those of subtype 2 have a gain on the second chromosome."""
     rng = np.random.default_rng(0)
     subtype = rng.permutation(np.repeat(["1", "2", None], N // 3))
-    table = AnnData(np.zeros((N, 2), np.float32), obs=pd.DataFrame({"subtype": pd.Categorical(subtype)}))
-    table.obs_names = [f"spot{i}" for i in range(N)]
+    obs = pd.DataFrame({"subtype": pd.Categorical(subtype)}, index=[f"spot{i}" for i in range(N)])
+    table = AnnData(np.zeros((N, 2), np.float32), obs=obs)
     table.obs["depth"] = 1.0
     table.obsm["X_cnv"] = np.zeros((N, N_WINDOWS), np.float32)
     table.obsm["X_cnv"][np.ix_(subtype == "2", np.arange(10, 20))] = 1.0

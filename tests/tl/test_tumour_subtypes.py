@@ -166,7 +166,7 @@ def test_profiles_are_the_same_whatever_is_read_at_once(positions: Path, monkeyp
 
 
 def test_results_are_stored_and_what_else_was_there_stays(tmp_path: Path):
-    sdata = section(np.arange(0, N_GENES, 12), 2.0)
+    sdata = section(np.arange(0, N_GENES, 6), 2.0)
     sdata.write(tmp_path / "section.zarr")
     sdata.tables["spots"].X = np.log1p(sdata.tables["spots"].X)
     before = sdata.tables["spots"].X.copy()

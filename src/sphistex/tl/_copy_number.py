@@ -47,6 +47,8 @@ def copy_number(
     from infercnvpy.tl import infercnv
 
     genes = np.flatnonzero(placed["chromosome"].notna())
+    # infercnvpy indexes names as a numpy array, which pandas 3 keeps only of objects
+    var = placed.iloc[genes].set_axis(placed.index[genes].astype(object))
     mean = np.zeros(len(genes))
     for _, values in expression.by_rows(reference):
         mean += values[:, genes].sum(0, dtype=np.float64) / len(reference)
@@ -54,7 +56,7 @@ def copy_number(
     n_obs = expression.table.n_obs
     with tqdm(total=n_obs, desc="copy number", unit="spot", disable=not settings.progress) as bar:
         for rows, values in expression.by_rows():
-            part = AnnData(values[:, genes], var=placed.iloc[genes])
+            part = AnnData(values[:, genes], var=var)
             with contextlib.redirect_stderr(io.StringIO()):  # a bar of infercnvpy's own for each part
                 starts, found, _ = infercnv(
                     part,
