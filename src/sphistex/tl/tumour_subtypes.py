@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,11 +13,11 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from spatialdata import SpatialData
 
 from sphistex.tl._annotate import annotate, check_own
+from sphistex.tl._components import components, flipped, moments, turned
 from sphistex.tl._copy_number import copy_number, placed_genes
 from sphistex.tl._expression import Expression, find_table
 from sphistex.tl._extras import check_extra
@@ -31,7 +31,7 @@ By = Literal["expression", "copy_number", "both"]
 _MOST_COMPONENTS = 10
 # The most variable genes of the tumour; the others are mostly noise.
 _N_GENES = 2000
-# Spots whose mean silhouette stands for that of all: it takes their distances from each other.
+# Spots that are read at once, and whose mean silhouette stands for that of all: it takes all distances between them.
 _N_JUDGED = 3000
 # Samples of spots without subtypes; the clearest clusters among these are chance at a level of 5 %.
 _N_SAMPLES = 20
@@ -132,8 +132,8 @@ def tumour_subtypes(
     References
     ----------
     Profiles: Patel et al., Single-cell RNA-seq highlights intratumoral heterogeneity in primary glioblastoma, Science
-    2014, as in infercnvpy. Number of components: Horn, A rationale and test for the number of factors in factor
-    analysis, Psychometrika 1965. Weights of the two sets: Escofier and Pagès, Multiple factor analysis, Computational
+    2014, as in infercnvpy. Components: Hong, Sheng and Dobriban, Selecting the number of components in
+    PCA via random signflips, 2020. Weights of the two sets: Escofier and Pagès, Multiple factor analysis, Computational
     Statistics & Data Analysis 1994. Spots without subtypes: Liu et al., Statistical significance of clustering, Journal
     of the American Statistical Association 2008.
 
@@ -169,13 +169,12 @@ def tumour_subtypes(
     added: dict[str, Any] = {}
     sets: dict[str, NDArray[np.float64]] = {}
     if by != "copy_number":
-        values = _variable(expression, rows)
-        sets["expression"] = _components(values, _flipped(values, rng), seed)
+        sets["expression"] = _of_expression(expression, rows, rng)
     if placed is not None:
         profiles, starts = copy_number(expression, placed, np.flatnonzero(diploid), window_size=window_size, step=step)
         added = {"profiles": profiles, "starts": starts}
         if by != "expression":
-            sets["copy_number"] = _components(profiles[rows], _turned(profiles[rows], rng), seed)
+            sets["copy_number"] = _of_copy_number(profiles, rows, rng)
     points = np.hstack(list(sets.values()))
     clusters, judged = _best_clusters(points, numbers, seed, rng)
     params = {
@@ -247,53 +246,26 @@ def _placed(table: AnnData, gene_positions: str | Path) -> pd.DataFrame:
     return placed
 
 
-def _variable(expression: Expression, rows: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Expression (n_rows, at most ``_N_GENES``) of the most variable genes."""
-    n_vars = expression.table.n_vars
-    if n_vars <= _N_GENES:
-        chosen = np.arange(n_vars)
-    else:
-        sums, squares = np.zeros(n_vars), np.zeros(n_vars)
-        for _, values in expression.by_rows(rows):
-            sums += values.sum(0, dtype=np.float64)
-            squares += np.square(values, dtype=np.float64).sum(0)
-        variance = squares / len(rows) - (sums / len(rows)) ** 2
-        chosen = np.sort(np.argsort(-variance, kind="stable")[:_N_GENES])
-    found = np.empty((len(rows), len(chosen)), dtype=np.float32)
-    first = 0
-    for part, values in expression.by_rows(rows):
-        found[first : first + len(part)] = values[:, chosen]
-        first += len(part)
-    return found
+def _of_expression(expression: Expression, rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Components of the most variable genes."""
+
+    def read(genes: NDArray[np.intp] | slice) -> Iterator[NDArray[np.float32]]:
+        return (values[:, genes] for _, values in expression.by_rows(rows))
+
+    mean, variance = moments(partial(read, slice(None)))
+    chosen = np.sort(np.argsort(-variance, kind="stable")[:_N_GENES])
+    return components(partial(read, chosen), mean[chosen], flipped, _MOST_COMPONENTS, rng)
 
 
-def _flipped(values: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """What expression would be by chance: every gene and every spot as variable, but no genes going together.
+def _of_copy_number(
+    profiles: NDArray[np.float32], rows: NDArray[np.intp], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Components of the profiles."""
 
-    Noise is not alike in all spots: those with few counts have more.
-    """
-    return (values - values.mean(0)) * rng.choice(np.array([-1, 1], dtype=np.float32), values.shape)
+    def read() -> Iterator[NDArray[np.float32]]:
+        return (profiles[rows[first : first + _N_JUDGED]] for first in range(0, len(rows), _N_JUDGED))
 
-
-def _turned(profiles: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """What profiles would be by chance: as smooth, but what differs between spots begins at a random window in each."""
-    differences = profiles - profiles.mean(0)
-    by = rng.integers(profiles.shape[1], size=len(profiles))
-    signs = rng.choice(np.array([-1, 1], dtype=np.float32), len(profiles))
-    return np.stack([sign * np.roll(row, shift) for sign, row, shift in zip(signs, differences, by, strict=True)])
-
-
-def _components(values: NDArray[np.float32], chance: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-    """Principal components (n, at most ``_MOST_COMPONENTS``), none to all, that vary more than any of ``chance`` does.
-
-    They are scaled together, so that the first one has a spread of 1.
-    """
-    n_components = min(_MOST_COMPONENTS, len(values) - 1, values.shape[1])
-    found = PCA(n_components, random_state=seed)
-    scores = found.fit_transform(values).astype(np.float64)
-    most = PCA(1, random_state=seed).fit(chance).explained_variance_[0]
-    kept = int((found.explained_variance_ > most).sum())
-    return scores[:, :kept] / max(scores[:, 0].std(), 1e-12)
+    return components(read, moments(read)[0], turned, _MOST_COMPONENTS, rng)
 
 
 def _best_clusters(
