@@ -86,18 +86,23 @@ def test_counts_and_their_logarithms_give_the_same():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_chance_is_told_from_subtypes(seed: int):
-    with pytest.warns(UserWarning, match="the tumour spots differ"):
-        tl.tumour_subtypes(section(slice(0, 0), 1.0, seed), table_key="spots", tumour="is_tumour")
-
-
-def test_a_tumour_of_one_kind_is_one_subtype():
-    sdata = section(slice(0, 0), 1.0, seed=1)
+def test_a_tumour_of_one_kind_is_one_subtype(seed: int):
+    sdata = section(slice(0, 0), 1.0, seed)
     with pytest.warns(UserWarning, match="they are all of one subtype"):
         tl.tumour_subtypes(sdata, table_key="spots", tumour="is_tumour")
     table = sdata.tables["spots"]
     assert set(table.obs["subtype"].dropna()) == {"1"}
     assert table.uns["subtype"]["n_components"] == {"expression": 0}
+
+
+def test_a_tumour_of_one_kind_has_profiles_of_one_kind(positions: Path):
+    pytest.importorskip("infercnvpy")
+    sdata = section(slice(0, 0), 1.0)
+    with pytest.warns(UserWarning, match="they are all of one subtype"):
+        tl.tumour_subtypes(sdata, table_key="spots", tumour="is_tumour", gene_positions=positions, **CNV)
+    table = sdata.tables["spots"]
+    assert table.uns["subtype"]["n_components"] == {"expression": 0, "copy_number": 0}
+    assert len(table.obsm["X_cnv"]) == table.n_obs
 
 
 def test_a_gradient_is_told_from_subtypes():

@@ -28,10 +28,24 @@ def placed_genes(var: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
     return placed.where(placed["chromosome"].isin(used))
 
 
+def shuffled(placed: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """The same positions, but of other genes each."""
+    genes = np.flatnonzero(placed["chromosome"].notna())
+    order = np.arange(len(placed))
+    order[genes] = rng.permutation(genes)
+    return placed.iloc[order].set_axis(placed.index)
+
+
 def copy_number(
-    expression: Expression, placed: pd.DataFrame, reference: NDArray[np.intp], *, window_size: int, step: int
+    expression: Expression,
+    placed: pd.DataFrame,
+    *,
+    reference: NDArray[np.intp],
+    window_size: int,
+    step: int,
+    rows: NDArray[np.intp] | None = None,
 ) -> tuple[NDArray[np.float32], dict[str, int]]:
-    """Profiles (n_obs, n_windows) of all spots, and the first window of each chromosome.
+    """Profiles (n_rows, n_windows) of some spots, and the first window of each chromosome.
 
     Parameters
     ----------
@@ -43,6 +57,8 @@ def copy_number(
         Spots whose mean is taken to be diploid.
     window_size, step
         Genes that are averaged, and by how many genes windows lie apart.
+    rows
+        The spots; by default all.
     """
     from infercnvpy.tl import infercnv
 
@@ -52,10 +68,10 @@ def copy_number(
     mean = np.zeros(len(genes))
     for _, values in expression.by_rows(reference):
         mean += values[:, genes].sum(0, dtype=np.float64) / len(reference)
-    profiles: NDArray[np.float32] | None = None
-    n_obs = expression.table.n_obs
-    with tqdm(total=n_obs, desc="copy number", unit="spot", disable=not settings.progress) as bar:
-        for rows, values in expression.by_rows():
+    profiles: list[NDArray[np.float32]] = []
+    n_rows = expression.table.n_obs if rows is None else len(rows)
+    with tqdm(total=n_rows, desc="copy number", unit="spot", disable=not settings.progress) as bar:
+        for _, values in expression.by_rows(rows):
             part = AnnData(values[:, genes], var=var)
             with contextlib.redirect_stderr(io.StringIO()):  # a bar of infercnvpy's own for each part
                 starts, found, _ = infercnv(
@@ -66,13 +82,10 @@ def copy_number(
                     # The noise would be estimated in each part by itself, and is what the clusters' spread is for.
                     dynamic_threshold=None,
                     exclude_chromosomes=None,
-                    chunksize=len(rows),
+                    chunksize=len(values),
                     n_jobs=1,
                     inplace=False,
                 )
-            if profiles is None:
-                profiles = np.empty((n_obs, found.shape[1]), dtype=np.float32)
-            profiles[rows] = found.toarray()
-            bar.update(len(rows))
-    assert profiles is not None
-    return profiles, {name: int(first) for name, first in starts.items()}
+            profiles.append(found.toarray().astype(np.float32))
+            bar.update(len(values))
+    return np.concatenate(profiles), {name: int(first) for name, first in starts.items()}

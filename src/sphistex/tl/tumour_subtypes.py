@@ -17,8 +17,8 @@ from sklearn.metrics import silhouette_score
 from spatialdata import SpatialData
 
 from sphistex.tl._annotate import annotate, check_own
-from sphistex.tl._components import components, flipped, moments, turned
-from sphistex.tl._copy_number import copy_number, placed_genes
+from sphistex.tl._components import components, moments
+from sphistex.tl._copy_number import copy_number, placed_genes, shuffled
 from sphistex.tl._expression import Expression, find_table
 from sphistex.tl._extras import check_extra
 from sphistex.tl._gene_names import why_unmatched
@@ -28,7 +28,7 @@ from sphistex.tl.fit import check_seed
 
 By = Literal["expression", "copy_number", "both"]
 # Components of expression, and of copy number, in which spots are compared.
-_MOST_COMPONENTS = 10
+_MOST = 10
 # The most variable genes of the tumour; the others are mostly noise.
 _N_GENES = 2000
 # Spots that are read at once, and whose mean silhouette stands for that of all: it takes all distances between them.
@@ -60,8 +60,9 @@ def tumour_subtypes(
 
     Copy-number profiles are those of infercnvpy (extra ``cnv``): what each spot expresses above the mean of the
     reference spots, averaged over neighbouring genes of a chromosome. Of expression and of profiles those principal
-    components are taken, at most ten, that vary more than chance would have it (parallel analysis); each set is divided
-    by the spread of its first one, so that neither outweighs the other, and spots are clustered by k-means.
+    components are taken, at most ten, that vary more than chance would have it (parallel analysis): than those of
+    expression with random signs, and those of the profiles that the same genes would give in another order. Each set is
+    divided by the spread of its first one, so that neither outweighs the other, and spots are clustered by k-means.
 
     Parameters
     ----------
@@ -169,12 +170,16 @@ def tumour_subtypes(
     added: dict[str, Any] = {}
     sets: dict[str, NDArray[np.float64]] = {}
     if by != "copy_number":
-        sets["expression"] = _of_expression(expression, rows, rng)
+        sets["expression"] = _of_expression(expression, rows, seed)
     if placed is not None:
-        profiles, starts = copy_number(expression, placed, np.flatnonzero(diploid), window_size=window_size, step=step)
+        profiled = partial(
+            copy_number, expression, reference=np.flatnonzero(diploid), window_size=window_size, step=step
+        )
+        profiles, starts = profiled(placed)
         added = {"profiles": profiles, "starts": starts}
         if by != "expression":
-            sets["copy_number"] = _of_copy_number(profiles, rows, rng)
+            elsewhere = profiled(shuffled(placed, rng), rows=rows)[0]
+            sets["copy_number"] = components(partial(_parts, profiles[rows]), partial(_parts, elsewhere), _MOST)
     points = np.hstack(list(sets.values()))
     clusters, judged = _best_clusters(points, numbers, seed, rng)
     params = {
@@ -246,26 +251,24 @@ def _placed(table: AnnData, gene_positions: str | Path) -> pd.DataFrame:
     return placed
 
 
-def _of_expression(expression: Expression, rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float64]:
+def _of_expression(expression: Expression, rows: NDArray[np.intp], seed: int) -> NDArray[np.float64]:
     """Components of the most variable genes."""
 
     def read(genes: NDArray[np.intp] | slice) -> Iterator[NDArray[np.float32]]:
         return (values[:, genes] for _, values in expression.by_rows(rows))
 
+    def by_chance() -> Iterator[NDArray[np.float64]]:
+        # random signs leave spots and genes as variable as they are, and no genes that go together
+        rng = np.random.default_rng(seed)
+        return ((values - mean[chosen]) * rng.choice([-1.0, 1.0], values.shape) for values in read(chosen))
+
     mean, variance = moments(partial(read, slice(None)))
     chosen = np.sort(np.argsort(-variance, kind="stable")[:_N_GENES])
-    return components(partial(read, chosen), mean[chosen], flipped, _MOST_COMPONENTS, rng)
+    return components(partial(read, chosen), by_chance, _MOST)
 
 
-def _of_copy_number(
-    profiles: NDArray[np.float32], rows: NDArray[np.intp], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Components of the profiles."""
-
-    def read() -> Iterator[NDArray[np.float32]]:
-        return (profiles[rows[first : first + _N_JUDGED]] for first in range(0, len(rows), _N_JUDGED))
-
-    return components(read, moments(read)[0], turned, _MOST_COMPONENTS, rng)
+def _parts(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    return (values[first : first + _N_JUDGED] for first in range(0, len(values), _N_JUDGED))
 
 
 def _best_clusters(
