@@ -22,6 +22,8 @@ from sphistex.pl._sources import find_table
 # More rows than this cannot be told apart.
 _MOST_ROWS = 2000
 _REST = "others"
+# Width of a label below the heat map; of two that lie closer, the second is put into the next line.
+_LABEL_SHARE = 0.025
 _CLOSE = ConstrainedLayoutEngine(wspace=0, w_pad=0.02)
 
 
@@ -134,6 +136,10 @@ def _mark_chromosomes(ax: Axes, starts: dict[str, int]) -> None:
     for first in list(starts.values())[1:]:
         ax.axvline(first - 0.5, color="black", linewidth=0.5)
     middle = [(first + last - 1) / 2 for first, last in zip(starts.values(), ends, strict=True)]
-    ax.set_xticks(middle, [name.removeprefix("chr") for name in starts], fontsize=8)
+    names: list[str] = []
+    for name, place, before in zip(starts, middle, [-np.inf, *middle], strict=False):
+        crowded = place - before < _LABEL_SHARE * ends[-1] and not names[-1].startswith("\n")
+        names.append("\n" * crowded + name.removeprefix("chr"))
+    ax.set_xticks(middle, names, fontsize=8)
     ax.tick_params(axis="x", length=0)
     ax.set_xlabel("chromosome", fontsize=9)
