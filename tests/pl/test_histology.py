@@ -21,7 +21,9 @@ from sphistex.pl._places import Places
 def sdata(simulated: SpatialData) -> SpatialData:
     """Measured spots, and a prediction at the same places that annotates nothing: the measured values with noise."""
     section = SpatialData.init_from_elements({name: element for _, name, element in simulated.gen_elements()})
-    measured = section.tables["counts"] = section.tables["counts"].copy()
+    for name in ("counts", "truth"):
+        section.tables[name] = section.tables[name].copy()
+    measured = section.tables["counts"]
     predicted = measured.copy()
     sc.pp.normalize_total(predicted, target_sum=1e4)
     sc.pp.log1p(predicted)
@@ -141,6 +143,16 @@ def test_spots_without_a_region_are_not_drawn(sdata):
     figure = pl.regions(sdata, "subtype", palette={"1": "red"}, return_fig=True)
     assert figure is not None
     np.testing.assert_allclose(disks(figure.axes[1]).get_facecolors()[0][:3], [1, 0, 0])
+
+
+def test_superpixels_are_drawn_too(sdata):
+    table = sdata.tables["truth"]
+    table.uns["truth"] = {"mpp": 0.5, "pitch_um": 8.0, "section": {"image_key": "image"}}
+    figure = pl.regions(sdata, "compartment", table_key="truth", return_fig=True)
+    assert figure is not None
+    drawn = disks(figure.axes[1])
+    np.testing.assert_allclose(drawn.get_offsets(), table.obsm["spatial"] * 0.5)
+    np.testing.assert_allclose(drawn.get_widths(), 8.0)
 
 
 @pytest.mark.parametrize(

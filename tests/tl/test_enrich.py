@@ -108,6 +108,18 @@ def test_scores_do_not_depend_on_what_is_read_at_once(sdata, sets, monkeypatch: 
     pd.testing.assert_frame_equal(table.obsm["enrichment"], whole, rtol=1e-4)
 
 
+def test_an_empty_spot_has_no_scores(sdata, sets):
+    pytest.importorskip("decoupler")
+    table = sdata.tables["spots"]
+    tl.enrich(sdata, table_key="spots", gene_sets=sets)
+    whole = table.obsm["enrichment"]
+    kept = np.arange(N) != 3
+    table.X = sparse.diags_array(kept.astype(np.float32)).tocsr() @ table.X
+    tl.enrich(sdata, table_key="spots", gene_sets=sets)
+    assert table.obsm["enrichment"].iloc[3].isna().all()
+    pd.testing.assert_frame_equal(table.obsm["enrichment"][kept], whole[kept], rtol=1e-4)
+
+
 def test_a_file_a_mapping_and_a_list_are_read_alike(sdata, sets, tmp_path: Path):
     pytest.importorskip("decoupler")
     file = tmp_path / "sets.gmt"

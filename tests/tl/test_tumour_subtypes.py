@@ -192,6 +192,7 @@ def test_results_are_stored_and_what_else_was_there_stays(tmp_path: Path):
         ({"tumour": "cancer"}, KeyError, "tumour='cancer' is not among the obs columns.*'is_tumour'"),
         ({"tumour": "tissue"}, ValueError, r"not a boolean column.*\['stroma', 'tumour'\]"),
         ({"tumour": ("tissue", "cancer")}, ValueError, r"no \['cancer'\], but \['stroma', 'tumour'\]"),
+        ({"tumour": ["a", "b", "c"]}, ValueError, "give a boolean column, or a column and a list of its values"),
         ({"n_subtypes": 1}, ValueError, "n_subtypes=1: give a number of clusters from 2 on"),
         ({"n_subtypes": []}, ValueError, r"n_subtypes=\[\]"),
         ({"n_subtypes": N_TUMOUR}, ValueError, f"are {N_TUMOUR} spots, too few for {N_TUMOUR} clusters"),

@@ -23,6 +23,8 @@ def chosen_spots(table: AnnData, name: str, argument: str, choice: Choice) -> ND
     ValueError
         If a column alone is not boolean, or does not hold the values.
     """
+    if not isinstance(choice, str) and not (isinstance(choice, tuple | list) and len(choice) == 2):
+        raise ValueError(f"{argument}={choice!r}: give a boolean column, or a column and a list of its values")
     column, values = (choice, None) if isinstance(choice, str) else choice
     found = find_column(table, name, argument, column)
     held = sorted(map(str, found.dropna().unique()))

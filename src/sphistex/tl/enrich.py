@@ -129,19 +129,20 @@ def _check_numbers(n_markers: int, max_q: float, min_genes: int) -> None:
 
 
 def _scores(expression: Expression, net: pd.DataFrame) -> pd.DataFrame:
-    """Scores (n_obs, n_sets) of all spots."""
+    """Scores (n_obs, n_sets) of all spots; NaN where a spot's genes do not differ."""
     import decoupler as dc
 
-    genes, spots = expression.table.var_names, expression.table.obs_names
-    found = []
-    with tqdm(total=len(spots), desc="gene sets", unit="spot", disable=not settings.progress) as bar:
+    table, names = expression.table, sorted(net["source"].unique())
+    scores = np.full((table.n_obs, len(names)), np.nan, dtype=np.float32)
+    with tqdm(total=table.n_obs, desc="gene sets", unit="spot", disable=not settings.progress) as bar:
         for rows, values in expression.by_rows():
-            # empty=False: genes that no spot of this part expresses count as in all other parts
-            with np.errstate(divide="ignore", invalid="ignore"):
-                part, _ = dc.mt.ulm(pd.DataFrame(values, columns=genes), net, tmin=2, empty=False)
-            found.append(part.astype(np.float32))
+            fitted = np.ptp(values, axis=1) > 0
+            if fitted.any():
+                # empty=False: genes that no spot of this part expresses count as in all other parts
+                part, _ = dc.mt.ulm(pd.DataFrame(values[fitted], columns=table.var_names), net, tmin=2, empty=False)
+                scores[rows[fitted]] = part[names]
             bar.update(len(rows))
-    return pd.concat(found).set_axis(spots, axis=0)
+    return pd.DataFrame(scores, index=table.obs_names, columns=names)
 
 
 def _over_representation(
