@@ -172,14 +172,17 @@ def test_profiles_are_the_same_whatever_is_read_at_once(positions: Path, monkeyp
 
 def test_results_are_stored_and_what_else_was_there_stays(tmp_path: Path):
     sdata = section(np.arange(0, N_GENES, 6), 2.0)
+    sdata.tables["spots"].obs["kind"] = sdata.tables["spots"].obs["is_tumour"] * 2  # clusters by number
+    sdata.tables["spots"].obs.iloc[:9, -1] //= 2
     sdata.write(tmp_path / "section.zarr")
     sdata.tables["spots"].X = np.log1p(sdata.tables["spots"].X)
     before = sdata.tables["spots"].X.copy()
     sdata.tables["spots"].obs["mine"] = 1
-    tl.tumour_subtypes(sdata, table_key="spots", tumour="is_tumour", n_subtypes=2)
+    tl.tumour_subtypes(sdata, table_key="spots", tumour=("kind", [1, 2]), n_subtypes=2)
     stored = read_zarr(tmp_path / "section.zarr").tables["spots"]
     assert stored.obs["subtype"].astype(str).equals(sdata.tables["spots"].obs["subtype"].astype(str))
-    assert stored.uns["subtype"]["params"]["by"] == "expression"
+    params = stored.uns["subtype"]["params"]
+    assert params["by"] == "expression" and list(params["tumour"]) == ["kind", "1", "2"]
     np.testing.assert_array_equal(sdata.tables["spots"].X, before)
     assert not (stored.X % 1).any()
     assert "mine" in sdata.tables["spots"].obs and "mine" not in stored.obs

@@ -35,10 +35,15 @@ def chosen_spots(table: AnnData, name: str, argument: str, choice: Choice) -> ND
                 f"{argument}=({column!r}, {held[:1]}); it holds {held[:20]}"
             )
         return np.asarray(found.eq(True).fillna(False), dtype=bool)
-    wanted = [values] if isinstance(values, str) else [str(value) for value in values]
+    wanted = as_list(choice)[1:]
     if missing := sorted(set(wanted) - set(held)):
         raise ValueError(f"{argument}={choice!r}: column {column!r} holds no {missing}, but {held[:20]}")
     return np.asarray(found.notna() & found.astype(str).isin(wanted), dtype=bool)
+
+
+def as_list(choice: Choice) -> list[str]:
+    """The column and, where they were said, its values, as they can be stored."""
+    return [choice] if isinstance(choice, str) else [choice[0], *map(str, np.atleast_1d(choice[1]))]
 
 
 def find_column(table: AnnData, name: str, argument: str, column: str) -> pd.Series:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,18 +11,17 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_score
 from spatialdata import SpatialData
 
 from sphistex.tl._annotate import annotate, check_own
+from sphistex.tl._clusters import best_clusters
 from sphistex.tl._components import components, moments
 from sphistex.tl._copy_number import copy_number, placed_genes, shuffled
 from sphistex.tl._expression import Expression, find_table
 from sphistex.tl._extras import check_extra
 from sphistex.tl._gene_names import why_unmatched
 from sphistex.tl._gene_positions import read_gene_positions
-from sphistex.tl._spots import Choice, chosen_spots
+from sphistex.tl._spots import Choice, as_list, chosen_spots
 from sphistex.tl.fit import check_seed
 
 By = Literal["expression", "copy_number", "both"]
@@ -31,14 +29,9 @@ By = Literal["expression", "copy_number", "both"]
 _MOST = 10
 # The most variable genes of the tumour; the others are mostly noise.
 _N_GENES = 2000
-# Spots that are read at once, and whose mean silhouette stands for that of all: it takes all distances between them.
-_N_JUDGED = 3000
-# Samples of spots without subtypes; the clearest clusters among these are chance at a level of 5 %.
-_N_SAMPLES = 20
 _FEWEST_REFERENCE = 10
-# Of several numbers of clusters, one with a cluster of a smaller share of the spots is not chosen: that is a few odd
-# spots.
-_SMALLEST_SHARE = 0.05
+# Spots of which profiles are read at once.
+_AT_ONCE = 4096
 
 
 def tumour_subtypes(
@@ -181,16 +174,17 @@ def tumour_subtypes(
             elsewhere = profiled(shuffled(placed, rng), rows=rows)[0]
             sets["copy_number"] = components(partial(_parts, profiles[rows]), partial(_parts, elsewhere), _MOST)
     points = np.hstack(list(sets.values()))
-    clusters, judged = _best_clusters(points, numbers, seed, rng)
+    clusters, judged = best_clusters(points, numbers, seed, rng)
     params = {
         "table_key": table_key,
-        "tumour": tumour if isinstance(tumour, str) else [tumour[0], *np.atleast_1d(tumour[1]).tolist()],
+        "tumour": as_list(tumour),
         "by": by,
         "n_subtypes": numbers,
         "seed": seed,
     }
     if placed is not None:
         params |= {"gene_positions": str(gene_positions), "window_size": window_size, "step": step}
+        params |= {} if reference is None else {"reference": as_list(reference)}
         params["n_placed_genes"] = int(placed["chromosome"].notna().sum())
     subtype = np.full(table.n_obs, -1)
     subtype[rows] = clusters
@@ -268,51 +262,7 @@ def _of_expression(expression: Expression, rows: NDArray[np.intp], seed: int) ->
 
 
 def _parts(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    return (values[first : first + _N_JUDGED] for first in range(0, len(values), _N_JUDGED))
-
-
-def _best_clusters(
-    points: NDArray[np.float64], numbers: list[int], seed: int, rng: np.random.Generator
-) -> tuple[NDArray[np.intp], dict[str, Any]]:
-    """Clusters (n,), 0 the largest, of the number with the highest silhouette; and how clear they are.
-
-    A single one where there are no components in which the spots could differ.
-    """
-    if not points.shape[1]:
-        warnings.warn("the tumour spots differ by no more than chance: they are all of one subtype", stacklevel=3)
-        return np.zeros(len(points), dtype=np.intp), {}
-    labels = {n: _k_means(points, n, seed) for n in numbers}
-    silhouette = np.array([_silhouette(points, labels[n], seed) for n in numbers])
-    smallest = np.array([np.bincount(labels[n]).min() for n in numbers])
-    large = smallest >= _SMALLEST_SHARE * len(points)
-    best = int(np.argmax(np.where(large | ~large.any(), silhouette, -np.inf)))
-    shapeless = _silhouette_by_chance(points, numbers[best], seed, rng)
-    if silhouette[best] <= shapeless:
-        warnings.warn(
-            f"{numbers[best]} clusters have a mean silhouette of {silhouette[best]:.2f}, and those of spots without "
-            f"any subtypes may have {shapeless:.2f}: the tumour spots differ, but by degrees",
-            UserWarning,
-            stacklevel=3,
-        )
-    by_size = np.argsort(-np.bincount(labels[numbers[best]]), kind="stable")
-    judged = pd.DataFrame({"n_subtypes": numbers, "silhouette": silhouette, "smallest": smallest})
-    return np.argsort(by_size)[labels[numbers[best]]], {"silhouette": judged, "silhouette_by_chance": shapeless}
-
-
-def _silhouette_by_chance(points: NDArray[np.float64], n: int, seed: int, rng: np.random.Generator) -> float:
-    """The highest mean silhouette in samples of a normal distribution with the spread of the points."""
-    shape = min(len(points), _N_JUDGED), points.shape[1]
-    samples = (rng.normal(size=shape) * points.std(0) for _ in range(_N_SAMPLES))
-    return max(_silhouette(sample, _k_means(sample, n, seed), seed) for sample in samples)
-
-
-def _k_means(points: NDArray[np.float64], n: int, seed: int) -> NDArray[np.intp]:
-    return KMeans(n, n_init=10, random_state=seed).fit_predict(points).astype(np.intp)
-
-
-def _silhouette(points: NDArray[np.float64], labels: NDArray[np.intp], seed: int) -> float:
-    few = len(points) > _N_JUDGED
-    return float(silhouette_score(points, labels, sample_size=_N_JUDGED if few else None, random_state=seed))
+    return (values[first : first + _AT_ONCE] for first in range(0, len(values), _AT_ONCE))
 
 
 def _add(
