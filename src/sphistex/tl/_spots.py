@@ -10,7 +10,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 # A boolean column, or a column and those of its values that are meant.
-Choice = str | tuple[str, str | Sequence[str]]
+Choice = str | tuple[str, str | int | Sequence[str | int]]
 
 
 def chosen_spots(table: AnnData, name: str, argument: str, choice: Choice) -> NDArray[np.bool_]:
