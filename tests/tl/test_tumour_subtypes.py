@@ -212,6 +212,17 @@ def test_mistakes_are_named_and_nothing_is_added(arguments, error, message):
     assert list(sdata.tables["spots"].obs) == before and not sdata.tables["spots"].uns
 
 
+def test_predictions_are_logarithms_and_may_be_a_little_below_0():
+    sdata = section(np.arange(0, N_GENES, 6), 2.0)
+    table = sdata.tables["spots"]
+    table.X = np.log1p(table.X / table.X.sum(1, keepdims=True) * 1e4) - 0.2
+    with pytest.raises(ValueError, match="negative"):
+        tl.tumour_subtypes(sdata, table_key="spots", tumour="is_tumour", n_subtypes=2)
+    table.uns["spots"] = {"lattice": {"kind": "hexagonal", "pitch_um": 100.0}}
+    tl.tumour_subtypes(sdata, table_key="spots", tumour="is_tumour", n_subtypes=2)
+    assert agreement(sdata) == 1.0
+
+
 def test_scaled_values_are_refused():
     sdata = section(slice(0, 0), 1.0)
     sdata.tables["spots"].X -= 5

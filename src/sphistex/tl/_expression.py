@@ -41,21 +41,23 @@ class Expression:
         """Expression of the table ``name``, whether it holds counts or logarithms.
 
         They are counts where all are whole numbers, where one is larger than any logarithm can be, and in results of
-        ``super_resolve`` before ``scanpy.pp.log1p``.
+        ``super_resolve`` before ``scanpy.pp.log1p``. Predictions from the image alone are logarithms, and may be a little
+        below 0.
 
         Raises
         ------
         ValueError
-            If values are missing, negative or not finite, or gene names repeat.
+            If values are missing or not finite, measured ones are negative, or gene names repeat.
         """
         check_open(table, name)
         if not table.var_names.is_unique:
             some = list(table.var_names[table.var_names.duplicated()].unique()[:5])
             raise ValueError(f"table {name!r} has duplicated gene names, such as {some}: make them unique")
-        logs = cls(table, None)
+        logs, made = cls(table, None), table.uns.get(name, {})
+        predicted, resolved = "lattice" in made, "crop" in made
         whole, highest, totals = True, 0.0, np.zeros(table.n_obs)
         for rows, values in logs.by_rows():
-            if not np.isfinite(values).all() or values.min(initial=0) < 0:
+            if not np.isfinite(values).all() or (values.min(initial=0) < 0 and not predicted):
                 raise ValueError(
                     f"table {name!r} holds values that are negative, NaN or infinite: give counts, or counts that were "
                     "normalised and logged, not scaled ones"
@@ -63,8 +65,7 @@ class Expression:
             whole = whole and not (values % 1).any()
             highest = max(highest, float(values.max(initial=0)))
             totals[rows] = values.sum(1, dtype=np.float64)
-        resolved = "crop" in table.uns.get(name, {})
-        if "log1p" in table.uns or not (whole or resolved or highest > _HIGHEST_LOG):
+        if predicted or "log1p" in table.uns or not (whole or resolved or highest > _HIGHEST_LOG):
             return logs
         return cls(table, np.divide(_TOTAL, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
 
