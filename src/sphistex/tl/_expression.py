@@ -41,8 +41,8 @@ class Expression:
         """Expression of the table ``name``, whether it holds counts or logarithms.
 
         They are counts where all are whole numbers, where one is larger than any logarithm can be, and in results of
-        ``super_resolve`` before ``scanpy.pp.log1p``. Predictions from the image alone are logarithms, and may be a little
-        below 0.
+        ``super_resolve`` before ``scanpy.pp.log1p``. Predictions from the image alone are logarithms, and may be a
+        little below 0.
 
         Raises
         ------
