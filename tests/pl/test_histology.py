@@ -13,8 +13,14 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
-from sphistex import pl
+from sphistex import datasets, pl
 from sphistex.pl._places import Places
+
+
+@pytest.fixture(scope="module")
+def simulated() -> SpatialData:
+    """Not the one of all tests of pictures, whose counts some of them change."""
+    return datasets.simulate(size_um=(600, 800), n_genes=6, seed=1)
 
 
 @pytest.fixture
