@@ -106,7 +106,7 @@ def expression(
     for row, gene in zip(axes, names, strict=True):
         spots = values_of(section.table, gene) * (lattice.pitch_px**2 / (np.pi * section.radius_px**2))
         resolved = values_of(table, gene, layer)
-        norm = _colour_scale(spots, resolved, vmin, vmax)
+        norm = colour_scale(spots, resolved, vmin, vmax)
         style = {"cmap": cmap, "norm": norm}
         draw_raster(row[0], *picture)
         draw_raster(row[1], *picture, alpha=_FAINT)
@@ -129,7 +129,7 @@ def _crop(crop_um: tuple[float, float, float, float]) -> Window:
     return Window(*sides.tolist())
 
 
-def _colour_scale(spots: NDArray, resolved: NDArray, vmin: float | str, vmax: float | str) -> Normalize:
+def colour_scale(spots: NDArray, resolved: NDArray, vmin: float | str, vmax: float | str) -> Normalize:
     """One scale for spots and superpixels, with a positive width."""
     low, high = _limit("vmin", vmin, spots, resolved), _limit("vmax", vmax, spots, resolved)
     if isinstance(vmax, str) and not high > low:

@@ -3,14 +3,17 @@
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.nn.histology import HistologyModel, HistologyParameters
 from sphistex.tl.cross_validate import HistologyScores, cross_validate_histology
+from sphistex.tl.enrich import enrich
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
 from sphistex.tl.genes import materialise, open_genes, trusted_scale
 from sphistex.tl.histology import fit_histology, predict_histology
 from sphistex.tl.intervals import confidence
 from sphistex.tl.lattice_features import lattice_features
+from sphistex.tl.markers import markers
 from sphistex.tl.predict import predict
 from sphistex.tl.super_resolve import super_resolve
+from sphistex.tl.tumour_subtypes import tumour_subtypes
 from sphistex.tl.validate import validate
 
 __all__ = [
@@ -21,9 +24,11 @@ __all__ = [
     "SuperResolver",
     "confidence",
     "cross_validate_histology",
+    "enrich",
     "fit",
     "fit_histology",
     "lattice_features",
+    "markers",
     "materialise",
     "open_genes",
     "predict",
@@ -31,5 +36,6 @@ __all__ = [
     "super_resolve",
     "superpixel_features",
     "trusted_scale",
+    "tumour_subtypes",
     "validate",
 ]

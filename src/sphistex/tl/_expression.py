@@ -1,0 +1,115 @@
+"""Log-normalised expression of any table, read in parts, so that memory does not grow with the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from anndata import AnnData
+from numpy.typing import NDArray
+from scipy import sparse
+from spatialdata import SpatialData
+
+from sphistex._checks import check_open
+
+# Counts per spot after normalisation, and what no logarithm of such counts exceeds.
+_TOTAL = 1e4
+_HIGHEST_LOG = np.log1p(_TOTAL) + 1e-3
+# Numbers in memory at once.
+_NUMBERS = 8_000_000
+
+
+@dataclass(frozen=True)
+class Expression:
+    """Values of a table as log1p of counts scaled to 10,000 per spot.
+
+    Parameters
+    ----------
+    table
+        The table; its ``X`` holds counts or such logarithms.
+    factor
+        By which the counts of each spot (n_obs,) are multiplied before their logarithm is taken; None where ``X`` holds
+        logarithms.
+    """
+
+    table: AnnData
+    factor: NDArray[np.float32] | None
+
+    @classmethod
+    def of(cls, table: AnnData, name: str) -> Expression:
+        """Expression of the table ``name``, whether it holds counts or logarithms.
+
+        They are counts where all are whole numbers, where one is larger than any logarithm can be, and in results of
+        ``super_resolve`` before ``scanpy.pp.log1p``. Predictions from the image alone are logarithms, and may be a
+        little below 0.
+
+        Raises
+        ------
+        ValueError
+            If values are missing or not finite, measured ones are negative, or gene names repeat.
+        """
+        check_open(table, name)
+        if not table.var_names.is_unique:
+            some = list(table.var_names[table.var_names.duplicated()].unique()[:5])
+            raise ValueError(f"table {name!r} has duplicated gene names, such as {some}: make them unique")
+        logs, made = cls(table, None), table.uns.get(name, {})
+        predicted, resolved = "lattice" in made, "crop" in made
+        whole, highest, totals = True, 0.0, np.zeros(table.n_obs)
+        for rows, values in logs.by_rows():
+            if not np.isfinite(values).all() or (values.min(initial=0) < 0 and not predicted):
+                raise ValueError(
+                    f"table {name!r} holds values that are negative, NaN or infinite: give counts, or counts that were "
+                    "normalised and logged, not scaled ones"
+                )
+            whole = whole and not (values % 1).any()
+            highest = max(highest, float(values.max(initial=0)))
+            totals[rows] = values.sum(1, dtype=np.float64)
+        if predicted or "log1p" in table.uns or not (whole or resolved or highest > _HIGHEST_LOG):
+            return logs
+        return cls(table, np.divide(_TOTAL, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
+
+    def read(self, rows: NDArray[np.intp], genes: slice | None = None) -> NDArray[np.float32]:
+        """Expression (n_rows, n_genes) of some spots and genes, by default all genes."""
+        values = self.table.X[rows] if genes is None else self.table.X[:, genes][rows]
+        values = values.compute() if hasattr(values, "compute") else values
+        values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
+        return values if self.factor is None else np.log1p(values * self.factor[rows, None])
+
+    def gene(self, name: str) -> NDArray[np.float32]:
+        """Expression (n_obs,) of one gene."""
+        place = int(self.table.var_names.get_loc(name))
+        return self.read(np.arange(self.table.n_obs), slice(place, place + 1))[:, 0]
+
+    def by_rows(self, rows: NDArray[np.intp] | None = None) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+        """Some spots, by default all, as many at once as memory allows: which (n,), and their expression."""
+        rows = np.arange(self.table.n_obs) if rows is None else rows
+        at_once = max(1, _NUMBERS // max(1, self.table.n_vars))
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
+            yield part, self.read(part)
+
+    def by_genes(self, rows: NDArray[np.intp]) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Some genes at once, as many as memory allows: which, and their expression in the spots ``rows``."""
+        at_once = max(1, _NUMBERS // max(1, len(rows)))
+        for first in range(0, self.table.n_vars, at_once):
+            part = slice(first, min(first + at_once, self.table.n_vars))
+            yield part, self.read(rows, part)
+
+
+def find_table(sdata: SpatialData, table_key: str) -> AnnData:
+    """A table by name, with spots and genes in it.
+
+    Raises
+    ------
+    KeyError
+        If there is none of that name.
+    ValueError
+        If it is empty.
+    """
+    if table_key not in sdata.tables:
+        raise KeyError(f"table_key={table_key!r} is not in sdata.tables: {list(sdata.tables)}")
+    table = sdata.tables[table_key]
+    if not table.n_obs or not table.n_vars:
+        raise ValueError(f"table_key={table_key!r} is empty: {table.n_obs} spots × {table.n_vars} genes")
+    return table
