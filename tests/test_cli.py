@@ -1,4 +1,4 @@
-"""The two commands, run for real on small sections."""
+"""The commands, run for real on small sections."""
 
 from __future__ import annotations
 
@@ -220,3 +220,34 @@ def test_perfect_result_reaches_the_ceiling():
     np.testing.assert_allclose(scores.loc[("expected", "sphistex")], 1.0, atol=1e-6)
     np.testing.assert_allclose(scores.loc[("counts", "sphistex")], scores.loc[("counts", "noise ceiling")], atol=1e-6)
     assert (scores.loc["counts"].loc["noise ceiling"] > scores.loc["counts"].loc["linear interpolation"]).all()
+
+
+def test_from_the_file_of_a_slide_to_a_predicted_table(section: Path, tmp_path: Path) -> None:
+    from PIL import Image
+    from spatialdata import read_zarr
+
+    from sphistex import tl
+
+    sdata = read_zarr(section)
+    sdata.tables["counts"].obs["half"] = np.where(np.arange(sdata.tables["counts"].n_obs) % 2, "a", "b")
+    measured = type(sdata)(
+        images={"image": sdata.images["image"]},
+        shapes={"spots": sdata.shapes["spots"]},
+        tables={"counts": sdata.tables["counts"]},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tl.fit_histology(
+            measured, genes=5, regions_key="half", encoder="efficientnet_lite0", epochs=2, n_models=1
+        )
+    model.save(tmp_path / "model")
+    Image.fromarray(np.moveaxis(np.asarray(sdata.images["image"].data), 0, -1)).save(tmp_path / "slide.tif")
+    command = ["predict-histology", tmp_path / "slide.tif", "--model", tmp_path / "model", "--quiet"]
+    refused = call(*command, "--mpp", 0.5)
+    assert refused.exit_code != 0
+    assert "--out" in refused.output
+    done = call(*command, "--mpp", 0.5, "--out", tmp_path / "slide.zarr", "--pictures", tmp_path / "pictures")
+    assert done.exit_code == 0, done.output
+    table = read_zarr(tmp_path / "slide.zarr").tables["histology"]
+    assert list(table.var_names) == model.genes
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"histology.png", "regions.png"}

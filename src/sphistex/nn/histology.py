@@ -55,7 +55,7 @@ class HistologyParameters:
     components
         Principal components of the standardised features that the network looks at.
     widths, mixers
-        Channels of the network's levels, and blocks of its bottleneck, see :class:`sphistex.nn.hist.HiST`. With a
+        Channels of the network's levels, and blocks of its bottleneck, see ``sphistex.nn.hist.HiST``. With a
         handful of sections a single level is best; the published network has (64, 128, 256, 512, 1024) and 7.
     ridge
         Weight of a ridge regression on all features of the position itself, beside the networks; 0 leaves it out.

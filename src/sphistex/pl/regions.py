@@ -40,7 +40,7 @@ def regions(
     sdata
         SpatialData with the image and the table.
     column
-        Column of ``obs`` with names, such as ``"predicted_region"`` of ``sphistex.tl.predict_histology`` or
+        Column of ``obs`` with names, such as ``"predicted_region"`` of :func:`sphistex.tl.predict_histology` or
         ``"subtype"`` of :func:`sphistex.tl.tumour_subtypes`. Spots without a value are not drawn.
     table_key
         Name of the table.

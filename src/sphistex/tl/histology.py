@@ -78,7 +78,7 @@ def fit_histology(
     device
         Torch device; by default that of the settings.
     parameters
-        Changes to :class:`sphistex.nn.histology.HistologyParameters`.
+        Changes to :class:`HistologyParameters`.
 
     Returns
     -------
@@ -194,7 +194,7 @@ def predict_histology(
         A section with an image. Its lattice features are used if they are there; otherwise they are made as the
         model's were: at its spots, or on a lattice like that of the model's sections.
     model
-        From :func:`fit_histology` or :meth:`sphistex.nn.histology.HistologyModel.load`.
+        From :func:`fit_histology` or :meth:`HistologyModel.load`.
     encoder, weights
         The model's encoder, where it is none that :func:`sphistex.encoders.get` knows by its name.
     image_key, mpp, tissue_key
