@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,31 @@ def test_every_section_gets_a_result_of_one_model(
         sx.tl.predict(sdata, model, key_added="again")
         np.testing.assert_allclose(sdata.tables["again"].X, table.X, rtol=1e-5, atol=1e-6)
         del sdata.tables["again"], sdata.labels["again_labels"]
+
+
+def test_interrupted_between_two_results_the_same_call_makes_both(
+    pair: list[SpatialData], resolved: tuple[list[SpatialData], sx.tl.SuperResolver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sphistex.tl import predict
+
+    module = sys.modules["sphistex.tl.super_resolve"]
+    calls = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        sys.modules[predict.__module__].predict_section(*args, **kwargs)  # type: ignore[attr-defined]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "predict_section", interrupted)
+        sx.tl.super_resolve(pair, encoder=colour, **QUICK)
+    assert ["superres" in sdata.tables for sdata in pair] == [True, False]
+    sx.tl.super_resolve(pair, encoder=colour, **QUICK)
+    for sdata, expected in zip(pair, resolved[0], strict=True):
+        np.testing.assert_array_equal(sdata.tables["superres"].X, expected.tables["superres"].X)
+    with pytest.raises(ValueError, match="exists"):  # what is done is not replaced
+        sx.tl.super_resolve(pair, encoder=colour, **QUICK)
 
 
 def test_sections_of_one_object_give_the_same(

@@ -23,6 +23,8 @@ from sphistex.tl._lazy import LazyCounts
 from sphistex.tl._trust import record_of
 
 _INSIDE = 0.5
+# In the record of a result: that the run which made it, with those of other sections, has not come to its end.
+_UNFINISHED = "unfinished"
 
 
 def labels_name(key_added: str) -> str:
@@ -48,17 +50,25 @@ def check_result_free(sdata: SpatialData, section: Section, key_added: str, *, o
         raise type(error)(f"key_added={key_added!r} cannot be the name of an element: {error}") from error
     if key_added == section.table_key:
         raise ValueError(f"key_added={key_added!r} is the table of the spots' counts; choose another one")
-    check_free(sdata, "tables", key_added, overwrite=overwrite)
     again = overwrite or _interrupted(sdata, key_added)
+    check_free(sdata, "tables", key_added, overwrite=overwrite or (again and key_added in sdata.tables))
     check_free(sdata, "labels", labels_name(key_added), overwrite=again)
     check_free(sdata, "images", latent_name(key_added), overwrite=again)
     check_free(sdata, "tables", model_name(key_added), overwrite=again)
 
 
 def _interrupted(sdata: SpatialData, key_added: str) -> bool:
-    """Whether an earlier run ended after it had added its labels or latent map, and before their table."""
-    recorded = {key_added, latent_name(key_added)} & set(sdata.attrs.get("sphistex", {}))
-    return bool(recorded) and key_added not in sdata.tables
+    """Whether an earlier run ended after it had added its labels or latent map, and before it was done."""
+    records = sdata.attrs.get("sphistex", {})
+    if key_added in sdata.tables:
+        return bool(records.get(key_added, {}).get(_UNFINISHED))
+    return bool({key_added, latent_name(key_added)} & set(records))
+
+
+def finish_result(sdata: SpatialData, key_added: str) -> None:
+    """Note that the run is done which added a result with others."""
+    made = sdata.attrs["sphistex"][key_added]
+    record(sdata, key_added, {name: value for name, value in made.items() if name != _UNFINISHED})
 
 
 def add_result(
@@ -74,10 +84,12 @@ def add_result(
     conserve_counts: bool,
     key_added: str,
     overwrite: bool,
+    unfinished: bool,
 ) -> None:
     """Add labels and table for the counts of the tissue superpixels, in row-major order.
 
-    The genes are those that ``trust`` speaks of: of lazy counts all, of others those among the model's.
+    The genes are those that ``trust`` speaks of: of lazy counts all, of others those among the model's. An
+    ``unfinished`` result is one of several, and is made again if the run ends before :func:`finish_result`.
     """
     first, last = _bounding_box(mask)
     cropped = mask[first[0] : last[0], first[1] : last[1]]
@@ -121,7 +133,8 @@ def add_result(
     table = TableModel.parse(table, region=region, region_key="region", instance_key="instance_id")
     overwrite = overwrite or _interrupted(sdata, key_added)
     made_from = {"table_key": section.table_key} if section.has_spots else {}
-    record(sdata, key_added, {"labels_key": region} | made_from)
+    state = {_UNFINISHED: True} if unfinished else {}
+    record(sdata, key_added, {"labels_key": region} | made_from | state)
     add_element(sdata, "labels", region, labels, overwrite=overwrite)
     if isinstance(counts, LazyCounts):
         record(sdata, model_name(key_added), {"tag": counts.counts.tag})

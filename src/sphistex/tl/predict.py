@@ -144,8 +144,9 @@ def predict_section(
     drop_genes: str | None,
     lazy: bool | None,
     overwrite: bool,
+    unfinished: bool = False,
 ) -> None:
-    """Predict a section that has been resolved and checked."""
+    """Predict a section that has been resolved and checked; see :func:`sphistex.tl._result.add_result`."""
     check_result_free(sdata, section, key_added, overwrite=overwrite)
     _check_fits(sdata, section, model, features_key)
     asked, lazy = lazy, held_lazily(tissue_of(sdata, section, tissue_key), len(model.genes), lazy, conserve_counts)
@@ -184,6 +185,7 @@ def predict_section(
         conserve_counts=conserve_counts,
         key_added=key_added,
         overwrite=overwrite,
+        unfinished=unfinished,
     )
 
 

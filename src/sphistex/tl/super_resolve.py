@@ -15,7 +15,7 @@ from sphistex.nn import SuperResolver, parameters
 from sphistex.pp.tissue import tissue_mask
 from sphistex.settings import settings
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
-from sphistex.tl._result import check_result_free
+from sphistex.tl._result import check_result_free, finish_result
 from sphistex.tl._sections import Placed, about, common_genes, resolve_sections
 from sphistex.tl._trust import check_drop
 from sphistex.tl.features import superpixel_features
@@ -192,7 +192,11 @@ def super_resolve(
                 drop_genes=drop_genes,
                 lazy=lazy,
                 overwrite=overwrite,
+                unfinished=len(placed) > 1,
             )
+    if len(placed) > 1:
+        for one in placed:
+            finish_result(one.sdata, one.key_added)
     return model
 
 
