@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sphistex.nn.hist import HiST
 from sphistex.nn.picture import Layout
 from sphistex.nn.seeds import seeded
+from sphistex.nn.threads import threads_for
 
 # Standard deviations below this are nothing that varies.
 _LEAST_SD = 1e-4
@@ -57,6 +58,9 @@ class HistologyParameters:
     widths, mixers
         Channels of the network's levels, and blocks of its bottleneck, see ``sphistex.nn.hist.HiST``. With a
         handful of sections a single level is best; the published network has (64, 128, 256, 512, 1024) and 7.
+    center
+        Whether each section's features are standardised by themselves. This takes away what differs between slides,
+        such as their stain, but also between patients: it is for maps within sections, not for comparing sections.
     ridge
         Weight of a ridge regression on all features of the position itself, beside the networks; 0 leaves it out.
     alpha
@@ -76,6 +80,7 @@ class HistologyParameters:
     components: int = 64
     widths: tuple[int, ...] = (64,)
     mixers: int = 1
+    center: bool = False
     ridge: float = 0.5
     alpha: float = 3000.0
     dropout: float = 0.3
@@ -153,6 +158,7 @@ class _Module(nn.Module):
             "slope": (d_features, d_out),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
+        self.center = parameters.center
         self.networks = nn.ModuleList(
             HiST(
                 n_components,
@@ -165,9 +171,14 @@ class _Module(nn.Module):
             for _ in range(parameters.n_models)
         )
 
+    def of_section(self, features: NDArray[np.float32]) -> Tensor:
+        """Features (n, d_features), standardised within their section if so chosen."""
+        values = torch.as_tensor(features, dtype=torch.float32, device=self.mean.device)
+        return (values - values.mean(0)) / values.std(0).clamp_min(_LEAST_SD) if self.center else values
+
     def standardised(self, features: NDArray[np.float32]) -> Tensor:
         """(n, d_features)."""
-        return (torch.as_tensor(features, dtype=torch.float32, device=self.mean.device) - self.mean) / self.scale
+        return (self.of_section(features) - self.mean) / self.scale
 
 
 @dataclass
@@ -232,7 +243,8 @@ class HistologyModel:
         module = _Module(parameters, sections[0].features.shape[1], len(genes), len(classes), hexagonal)
         model = cls(parameters, module.to(device), list(genes), list(classes), hexagonal)
         model._prepare(sections)
-        losses = model._train(sections, seed, on_epoch)
+        with threads_for(max(len(one.features) for one in sections) * max(parameters.widths)):
+            losses = model._train(sections, seed, on_epoch)
         model.info = {
             "seed": seed,
             "device": str(device),
@@ -263,7 +275,7 @@ class HistologyModel:
     def _prepare(self, sections: Sequence[LatticeSection]) -> None:
         """Scales, components and ridge regression, of the training sections alone."""
         module, parameters = self.module, self.parameters
-        features = torch.cat([torch.as_tensor(one.features, dtype=torch.float32) for one in sections])
+        features = torch.cat([module.of_section(one.features).cpu() for one in sections])
         targets = torch.cat([self._targets(one) for one in sections])
         module.mean.copy_(features.mean(0))
         module.scale.copy_(features.std(0).clamp_min(_LEAST_SD))
