@@ -174,8 +174,8 @@ class _Block(nn.Module):
         return x + self.reduce(inner) * mask
 
 
-def cox_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
-    """Negative log partial likelihood for each event (Breslow's, where times are equal).
+def cox_losses(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
+    """Negative log partial likelihood of each event (n_events,), Breslow's where times are equal.
 
     Parameters
     ----------
@@ -188,12 +188,12 @@ def cox_loss(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> cox_loss(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, False, False])).exp().round()
-    tensor(3.)
+    >>> cox_losses(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, False])).exp().round()
+    tensor([3., 2.])
     """
     at_risk = time[None] >= time[:, None]
     everyone = risk.expand(len(risk), -1).masked_fill(~at_risk, -torch.inf)
-    return (torch.logsumexp(everyone, dim=1) - risk)[event].mean()
+    return (torch.logsumexp(everyone, dim=1) - risk)[event]
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,12 @@ class Outcome:
         parts = (self.time, self.event, self.response)
         return Outcome(*(None if part is None else part[patients] for part in parts))
 
-    def loss(self, output: Tensor) -> Tensor:
-        """Of what a network says of these patients."""
+    def losses(self, output: Tensor) -> Tensor:
+        """Of what is said of these patients (n_patients,): one for each event, or for each response."""
         happened = torch.as_tensor(self.happened, device=output.device)
         if self.time is None:
-            return F.binary_cross_entropy_with_logits(output, happened.float())
-        return cox_loss(output, torch.as_tensor(self.time, device=output.device), happened)
+            return F.binary_cross_entropy_with_logits(output, happened.to(output.dtype), reduction="none")
+        return cox_losses(output, torch.as_tensor(self.time, device=output.device), happened)
 
 
 class Ensemble(nn.Module):
@@ -296,7 +296,7 @@ def _train(network: OutcomeNetwork, pictures: Pictures, outcome: Outcome) -> Non
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = _LEARNING_RATE * math.sin(math.pi * (step + 0.5) / _STEPS)
         hidden = torch.rand(pictures.mask.shape).to(pictures.mask.device) < _HIDDEN_POSITIONS
-        loss = outcome.loss(network(pictures.without(hidden)))
+        loss = outcome.losses(network(pictures.without(hidden))).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,7 +189,9 @@ def _draw_survival(ax: Axes, name: str, time: NDArray[np.float64], event: NDArra
     ax.step(
         times, np.concatenate([[1.0], survival.probabilities]), where="post", color=colour, linewidth=1.8, label=name
     )
-    band = survival.confidence_interval(method="log-log")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where nobody is left there is no interval
+        band = survival.confidence_interval(method="log-log")
     low, high = (np.concatenate([[1.0], _held(side.probabilities)]) for side in (band.low, band.high))
     ax.fill_between(times, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
     last_seen = time[~event]

@@ -129,18 +129,25 @@ def learnable(outcome: Outcome) -> int:
 
 
 def _best_penalty(features: NDArray[np.float64], outcome: Outcome, seed: int) -> float:
+    """The largest penalty that predicts patients left out no worse than the best one, but for one standard error."""
     folds = min(_INNER_FOLDS, learnable(outcome))
     if folds < 2:
         return float(_PENALTIES[0])
     fold = stratified(outcome, folds, seed)
-    losses = []
-    for penalty in _PENALTIES:
-        left_out = np.empty(len(outcome))
-        for number in range(folds):
-            coefficients, intercept = _ridge(features[fold != number], outcome.take(fold != number), penalty)
-            left_out[fold == number] = features[fold == number] @ coefficients + intercept
-        losses.append(float(outcome.loss(torch.from_numpy(left_out))))
-    return float(_PENALTIES[int(np.argmin(losses))])
+    losses = np.stack([_left_out_losses(features, outcome, fold, penalty) for penalty in _PENALTIES])
+    worse = losses - losses[losses.mean(axis=1).argmin()]
+    error = worse.std(axis=1) / np.sqrt(worse.shape[1])
+    return float(_PENALTIES[np.argmax(worse.mean(axis=1) <= error)])
+
+
+def _left_out_losses(
+    features: NDArray[np.float64], outcome: Outcome, fold: NDArray[np.intp], penalty: float
+) -> NDArray[np.float64]:
+    left_out = np.empty(len(outcome))
+    for number in np.unique(fold):
+        coefficients, intercept = _ridge(features[fold != number], outcome.take(fold != number), penalty)
+        left_out[fold == number] = features[fold == number] @ coefficients + intercept
+    return outcome.losses(torch.from_numpy(left_out)).numpy()
 
 
 def _ridge(features: NDArray[np.float64], outcome: Outcome, penalty: float) -> tuple[NDArray[np.float64], float]:
@@ -148,7 +155,7 @@ def _ridge(features: NDArray[np.float64], outcome: Outcome, penalty: float) -> t
     if outcome.kind == "response":
         from sklearn.linear_model import LogisticRegression
 
-        fitted = LogisticRegression(C=1 / penalty, max_iter=1000).fit(features, outcome.happened)
+        fitted = LogisticRegression(C=1 / penalty, solver="newton-cholesky").fit(features, outcome.happened)
         return fitted.coef_[0], float(fitted.intercept_[0])
     from sksurv.linear_model import CoxPHSurvivalAnalysis
     from sksurv.util import Surv

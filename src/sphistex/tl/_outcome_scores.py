@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import CensoredData, logrank
-from sklearn.metrics import roc_auc_score
 
 from sphistex.metrics.concordance import concordance
 from sphistex.nn.outcome import Outcome
@@ -19,11 +18,9 @@ _INTERVAL = (2.5, 97.5)
 
 def score(outcome: Outcome, risk: NDArray[np.float64]) -> float:
     """Concordance index of a risk, or the area under the ROC curve; NaN where there is nothing to compare."""
-    if outcome.time is not None and outcome.event is not None:
-        return concordance(risk, outcome.time, outcome.event)
-    if outcome.happened.all() or not outcome.happened.any():
-        return float("nan")
-    return float(roc_auc_score(outcome.happened, risk))
+    # responders come before the others: of every such pair the first should have the higher score
+    time = ~outcome.happened if outcome.time is None else outcome.time
+    return concordance(risk, time, outcome.happened)
 
 
 def scores_of(
@@ -51,6 +48,7 @@ def scores_of(
             "low": low,
             "high": high,
             "shuffled": chance.mean() if len(chance) else np.nan,
+            "shuffled_high": np.percentile(chance, _INTERVAL[1]) if len(chance) else np.nan,
             "p_permutation": (1 + np.sum(chance >= found)) / (1 + len(chance)) if len(chance) else np.nan,
         }
         if outcome.kind == "survival":

@@ -42,8 +42,8 @@ class OutcomeModel:
     scores
         One row for each model: ``metric`` (``"concordance"`` or ``"auc"``), its ``score`` on patients that were left
         out with the ends ``low`` and ``high`` of its 95 % interval (bootstrap over patients), the mean score where
-        outcomes were ``shuffled``, ``p_permutation``, of survival ``p_logrank`` between the halves of higher and lower
-        risk, ``n_patients`` and ``n_events`` (or responses).
+        outcomes were ``shuffled`` and the upper end of their 95 % range, ``p_permutation``, of survival ``p_logrank``
+        between the halves of higher and lower risk, ``n_patients`` and ``n_events`` (or responses).
     predictions
         One row for each patient, predicted when left out: ``fold``, the outcome, ``network`` and ``pooled`` (log
         relative hazard, or probability of a response), and of survival ``network_group`` and ``pooled_group``
