@@ -45,7 +45,7 @@ def simulate_cohort(
     size_um, n_genes, depth, seed
         Of the sections, as in :func:`simulate`.
     true_concordance
-        Concordance index that z itself would have in a cohort without end, before censoring; it decides β.
+        Concordance index that z itself is expected to have; it decides β.
     visible
         Whether the level is also seen in the image: the nuclei of tumour cells are exp(0.12 z) times as long and wide.
 
@@ -150,13 +150,19 @@ def _normal_quantiles(n: int) -> NDArray[np.float64]:
 
 
 def _effect_of(true_concordance: float) -> float:
-    """β at which the patient of the higher z dies first in this share of pairs.
+    """β at which the concordance index of z is expected to be this, with the censoring that there is."""
+    return float(brentq(lambda beta: _expected_concordance(beta) - true_concordance, 0, 20))
 
-    Of two exponential times with hazards a and b the first is the shorter with probability a / (a + b), and z differs
-    by a normal variable with variance 2.
+
+def _expected_concordance(beta: float) -> float:
+    """Of all pairs whose first event is seen, the share in which it is that of the patient with the higher hazard.
+
+    Of several exponential times, each is the shortest with a probability proportional to its rate.
     """
-    gaps = np.abs(np.sqrt(2) * _normal_quantiles(2000))
-    return float(brentq(lambda beta: expit(beta * gaps).mean() - true_concordance, 0, 50))
+    hazard = np.exp(beta * _normal_quantiles(200))
+    first, second = hazard[:, None], hazard[None]
+    rate = first + second + 2 * _rate_of_loss(hazard)
+    return float((np.maximum(first, second) / rate).mean() / ((first + second) / rate).mean())
 
 
 def _rate_of_loss(hazard: NDArray[np.float64]) -> float:

@@ -20,8 +20,10 @@ from sphistex.nn.picture import Layout
 from sphistex.nn.seeds import seeded
 
 _WIDTH, _BLOCKS, _EXPANSION = 8, 1, 2
-_STEPS, _LEARNING_RATE, _WEIGHT_DECAY = 100, 0.01, 0.1
+_STEPS, _LEARNING_RATE, _WEIGHT_DECAY = 100, 0.01, 1.0
 _DROPOUT, _HIDDEN_POSITIONS = 0.3, 0.3
+# What differs within every section alike tells no patients apart: left alone, it is given weights by chance.
+_EVENNESS = 0.3
 # Steps from the mean picture to the section along which gradients are averaged.
 _PATH_STEPS = 32
 
@@ -136,14 +138,32 @@ class OutcomeNetwork(nn.Module):
 
     def forward(self, pictures: Pictures) -> Tensor:
         """(n_patients,)."""
+        return self.read(self.look(pictures), pictures)
+
+    def look(self, pictures: Pictures) -> Tensor:
+        """What is seen at each position, (n_sections, height, width, channels)."""
         mask = pictures.mask[..., None]
         x = self.stem(pictures.values.movedim(1, -1)) * mask
         for block in self.blocks:
             x = block(x, mask)
-        counts = pictures.pooled[..., None]
-        mean = (self.norm(x) * counts).sum((1, 2)) / counts.sum((1, 2))
-        mean = F.dropout(pictures.share @ mean, _DROPOUT, self.training)
+        return self.norm(x)
+
+    def read(self, seen: Tensor, pictures: Pictures) -> Tensor:
+        """What that says of the patients (n_patients,)."""
+        mean = F.dropout(pictures.share @ _mean(seen, pictures.pooled), _DROPOUT, self.training)
         return self.last(torch.cat([mean, pictures.covariates], dim=1))[:, 0]
+
+    def unevenness(self, seen: Tensor, pictures: Pictures) -> Tensor:
+        """How much positions of a section differ in what they add to it: mean of their variance."""
+        added = seen @ self.last.weight[0, : seen.shape[-1]]
+        gap = added - _mean(added, pictures.pooled)[:, None, None]
+        return _mean(gap.square(), pictures.pooled).mean()
+
+
+def _mean(values: Tensor, pooled: Tensor) -> Tensor:
+    """Mean of values (n, height, width, ...) over the positions that count, (n, ...)."""
+    counts = pooled.reshape(pooled.shape + (1,) * (values.ndim - 3))
+    return (values * counts).sum((1, 2)) / counts.sum((1, 2))
 
 
 class _Block(nn.Module):
@@ -256,10 +276,11 @@ class Ensemble(nn.Module):
         device: torch.device | str = "cpu",
     ) -> Ensemble:
         """Train on all patients at once in every step: the partial likelihood is one of all of them."""
+        device = torch.device(device)
         pictures = pictures.to(device)
         networks = []
         for number in range(n_models):
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(seeded(seed, number).initial_seed())
                 network = OutcomeNetwork(pictures.values.shape[1], pictures.covariates.shape[1], hexagonal=hexagonal)
                 _train(network.to(device), pictures, outcome)
@@ -296,7 +317,9 @@ def _train(network: OutcomeNetwork, pictures: Pictures, outcome: Outcome) -> Non
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = _LEARNING_RATE * math.sin(math.pi * (step + 0.5) / _STEPS)
         hidden = torch.rand(pictures.mask.shape).to(pictures.mask.device) < _HIDDEN_POSITIONS
-        loss = outcome.losses(network(pictures.without(hidden))).mean()
+        shown = pictures.without(hidden)
+        seen = network.look(shown)
+        loss = outcome.losses(network.read(seen, shown)).mean() + _EVENNESS * network.unevenness(seen, shown)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -95,7 +95,7 @@ def fit_outcome(
 
     Returns
     -------
-    The fitted :class:`OutcomeModel`, with ``scores`` and out-of-fold ``predictions``.
+    The fitted :class:`sphistex.tl.OutcomeModel`, with ``scores`` and out-of-fold ``predictions``.
 
     Raises
     ------

@@ -83,7 +83,7 @@ class OutcomeModel:
             As for :func:`sphistex.tl.fit_outcome`, with all genes of the model.
         clinical
             Table with a row for each section, and in it the patient and the covariates if the model was fitted with
-            any; outcomes are not looked at.
+            any; outcomes are not looked at. Without a table every section is a patient's.
 
         Returns
         -------
