@@ -1,7 +1,8 @@
 """What becomes of a patient, from pictures of expression: a tiny ConvNeXt V2 over the lattice, and its losses.
 
-Cohorts have tens of patients, and a section has hundreds of positions: the network has a few hundred weights, sees some
-positions only in each step, and several of them are averaged.
+Cohorts have tens of patients, and a section has hundreds of positions: the network has a few hundred weights, sees only
+some positions in each step, is kept from telling positions apart where that does not tell patients apart, and several
+are averaged.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ class Outcome:
         happened = torch.as_tensor(self.happened, device=output.device)
         if self.time is None:
             return F.binary_cross_entropy_with_logits(output, happened.to(output.dtype), reduction="none")
-        return cox_losses(output, torch.as_tensor(self.time, device=output.device), happened)
+        return cox_losses(output, torch.as_tensor(self.time, dtype=output.dtype, device=output.device), happened)
 
 
 class Ensemble(nn.Module):
@@ -312,7 +313,8 @@ class Ensemble(nn.Module):
 
 
 def _train(network: OutcomeNetwork, pictures: Pictures, outcome: Outcome) -> None:
-    optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
+    fused = pictures.values.device.type in ("cpu", "cuda")  # one pass over the weights
+    optimiser = torch.optim.AdamW(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=fused)
     network.train()
     for step in range(_STEPS):
         optimiser.param_groups[0]["lr"] = _LEARNING_RATE * math.sin(math.pi * (step + 0.5) / _STEPS)
