@@ -54,7 +54,7 @@ def main() -> None:
         n_permutations=arguments.permutations,
         seed=arguments.seed,
     )
-    print(model.scores.round(3).to_string())
+    print(model.scores.round(3).to_string(), flush=True)
     found = {
         "true_concordance": round(clinical.attrs["true_concordance"], 3),
         **shares(model, sections),
