@@ -2,6 +2,7 @@
 
 from sphistex.metrics.accuracy import coarsen, correlation_by_scale, noise_ceiling, pearson, spearman
 from sphistex.metrics.artefacts import border_score, spot_error
+from sphistex.metrics.concordance import concordance
 from sphistex.metrics.coverage import coverage
 from sphistex.metrics.explained import explained
 from sphistex.metrics.lattice import from_tables
@@ -11,6 +12,7 @@ from sphistex.metrics.thinning import thin_counts
 __all__ = [
     "border_score",
     "coarsen",
+    "concordance",
     "correlation_by_scale",
     "coverage",
     "explained",

@@ -1,12 +1,26 @@
-"""Pictures: expression beside tissue and spots, how certain it is, regions, subtypes, gene sets, the training."""
+"""Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
 
+from sphistex.pl.attribution import attribution
 from sphistex.pl.confidence import confidence
 from sphistex.pl.copy_number import copy_number
 from sphistex.pl.enrichment import enrichment
 from sphistex.pl.expression import expression
 from sphistex.pl.features import features
 from sphistex.pl.histology import histology
+from sphistex.pl.outcomes import kaplan_meier, roc
 from sphistex.pl.regions import regions
 from sphistex.pl.training import training
 
-__all__ = ["confidence", "copy_number", "enrichment", "expression", "features", "histology", "regions", "training"]
+__all__ = [
+    "attribution",
+    "confidence",
+    "copy_number",
+    "enrichment",
+    "expression",
+    "features",
+    "histology",
+    "kaplan_meier",
+    "regions",
+    "roc",
+    "training",
+]

@@ -1,4 +1,4 @@
-"""Tools: superpixel features, fitting, prediction, and how far to trust it."""
+"""Tools: superpixel features, fitting, prediction, how far to trust it, and what becomes of patients."""
 
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.nn.histology import HistologyModel, HistologyParameters
@@ -6,11 +6,13 @@ from sphistex.tl.cross_validate import HistologyScores, cross_validate_histology
 from sphistex.tl.enrich import enrich
 from sphistex.tl.features import superpixel_features
 from sphistex.tl.fit import fit
+from sphistex.tl.fit_outcome import fit_outcome
 from sphistex.tl.genes import materialise, open_genes, trusted_scale
 from sphistex.tl.histology import fit_histology, predict_histology
 from sphistex.tl.intervals import confidence
 from sphistex.tl.lattice_features import lattice_features
 from sphistex.tl.markers import markers
+from sphistex.tl.outcome_model import OutcomeModel
 from sphistex.tl.predict import predict
 from sphistex.tl.super_resolve import super_resolve
 from sphistex.tl.tumour_subtypes import tumour_subtypes
@@ -21,12 +23,14 @@ __all__ = [
     "HistologyModel",
     "HistologyParameters",
     "HistologyScores",
+    "OutcomeModel",
     "SuperResolver",
     "confidence",
     "cross_validate_histology",
     "enrich",
     "fit",
     "fit_histology",
+    "fit_outcome",
     "lattice_features",
     "markers",
     "materialise",
