@@ -36,14 +36,14 @@ _BYTES_PER_SUPERPIXEL = 45_000
 
 
 def block_within(memory_gb: float) -> int:
-    """Side in superpixels of the largest blocks that a quarter of the memory is enough for.
+    """Side in superpixels of the largest blocks that a sixth of the memory is enough for.
 
     Examples
     --------
     >>> block_within(4.0), block_within(0.5)
-    (128, 32)
+    (96, 32)
     """
-    fitting = [side for side in _BLOCKS if side**2 * _BYTES_PER_SUPERPIXEL <= memory_gb / 4 * 2**30]
+    fitting = [side for side in _BLOCKS if side**2 * _BYTES_PER_SUPERPIXEL <= memory_gb / 6 * 2**30]
     return max(fitting, default=_BLOCKS[-1])
 
 

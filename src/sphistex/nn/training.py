@@ -272,7 +272,8 @@ class _Run:
     @classmethod
     def of(cls, network: HISTEX, learning_rate: float, weight_decay: float, cycle_steps: int | None) -> _Run:
         """The beginning."""
-        fused = next(network.parameters()).device.type in ("cpu", "cuda")  # one pass over the weights
+        # one pass over the weights; on a CPU its last bits depend on what lies beside a weight, such as other models
+        fused = next(network.parameters()).device.type == "cuda"
         optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
         cycle = None
         if cycle_steps is not None:

@@ -76,7 +76,8 @@ def attribution(
     >>> sections, clinical = sx.datasets.simulate_cohort(n_patients=8, size_um=400, n_genes=20)
     >>> for section in sections.values():
     ...     counts = section.tables["counts"]
-    ...     sc.pp.normalize_total(counts, target_sum=1e4), sc.pp.log1p(counts)
+    ...     sc.pp.normalize_total(counts, target_sum=1e4)
+    ...     sc.pp.log1p(counts)
     >>> clinical["response"] = [0, 1] * 4
     >>> model = sx.tl.fit_outcome(
     ...     sections, clinical, response="response", table_key="counts", folds=2, n_models=1, n_permutations=0
