@@ -65,7 +65,12 @@ intersphinx_mapping = (
 
 nitpicky = True
 # Types in signatures, and names in other packages, are links only where an inventory lists them under that name.
-nitpick_ignore_regex = [("py:class", r"(?!sphistex\.).*"), ("py:.*", r"(?!sphistex\b)\w+\..*")]
+# The arrays inside of models are described in their modules only.
+nitpick_ignore_regex = [
+    ("py:class", r"(?!sphistex\.).*"),
+    ("py:.*", r"(?!sphistex\b)\w+\..*"),
+    ("py:class", r"sphistex\.nn\.(histology|picture|outcome)\..*"),
+]
 
 html_theme = "sphinx_book_theme"
 html_title = "sphistex"
