@@ -120,7 +120,7 @@ class Section(Spots):
     @property
     def is_predicted(self) -> bool:
         """Whether the counts of its spots were predicted from the image, and not measured."""
-        return is_predicted(self.table)
+        return is_predicted(self.table, self.table_key)
 
 
 def resolve_section(
@@ -171,7 +171,7 @@ def resolve_section(
     )
     table_key = choose_table(sdata, table_key, spots.shapes_key)
     table, rows = _rows_of_shapes(sdata, table_key, spots.shapes_key)
-    if is_predicted(table):
+    if is_predicted(table, table_key):
         table = _predicted_counts(table, table_key)
     else:
         check_counts(table, table_key, strict=strict)
@@ -192,9 +192,9 @@ def resolve_section(
     )
 
 
-def is_predicted(table: AnnData) -> bool:
-    """Whether a table was made by :func:`sphistex.tl.predict_histology`."""
-    return any(isinstance(made, Mapping) and made.get("predicted") is not None for made in table.uns.values())
+def is_predicted(table: AnnData, name: str) -> bool:
+    """Whether the table ``name`` was made by :func:`sphistex.tl.predict_histology`."""
+    return bool(table.uns.get(name, {}).get("predicted", False))
 
 
 def _predicted_counts(table: AnnData, name: str) -> AnnData:

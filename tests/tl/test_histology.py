@@ -126,7 +126,8 @@ def test_a_predicted_section_can_be_super_resolved(sections: list[SpatialData], 
         sdata, table_key="histology", shapes_key="lattice_features_spots", encoder=colour, epochs=2, n_models=1
     )
     fine = sdata.tables["superres"]
-    assert fine.uns["superres"]["section"]["predicted_spots"]
+    assert fine.uns["superres"]["predicted_spots"]
+    assert sx.pl.expression(sdata, list(fine.var_names[:1]), return_fig=True) is not None
     assert set(fine.var_names) <= set(model.genes)
     assert fine.n_obs > 20 * sdata.tables["histology"].n_obs
 

@@ -238,12 +238,14 @@ class HistologyModel:
             raise ValueError(
                 "some sections lie on a hexagonal lattice and others on a square one: fit a model for each"
             )
-        torch.manual_seed(seed)  # of the initial weights
+        device = torch.device(device)
         hexagonal = sections[0].layout.hexagonal
-        module = _Module(parameters, sections[0].features.shape[1], len(genes), len(classes), hexagonal)
-        model = cls(parameters, module.to(device), list(genes), list(classes), hexagonal)
-        model._prepare(sections)
-        with threads_for(max(len(one.features) for one in sections) * max(parameters.widths)):
+        numbers = max(len(one.features) for one in sections) * max(parameters.widths)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), threads_for(numbers):
+            torch.manual_seed(seed)  # of the initial weights
+            module = _Module(parameters, sections[0].features.shape[1], len(genes), len(classes), hexagonal)
+            model = cls(parameters, module.to(device), list(genes), list(classes), hexagonal)
+            model._prepare(sections)
             losses = model._train(sections, seed, on_epoch)
         model.info = {
             "seed": seed,
@@ -295,15 +297,14 @@ class HistologyModel:
 
     def _targets(self, section: LatticeSection) -> Tensor:
         """Expression, and scores of the classes (n, n_genes + n_classes): 2 for the own class, -2 for others."""
-        n = len(section.features)
-        expression = torch.zeros(n, 0) if section.expression is None else torch.as_tensor(section.expression)
+        expression = torch.as_tensor(section.expression).float()
         if not self.classes:
-            return expression.float()
+            return expression
         regions = torch.as_tensor(section.regions)
-        scores = torch.full((n, len(self.classes)), -2.0)
-        scores[torch.arange(n), regions.clamp_min(0)] = 2.0
+        scores = torch.full((len(regions), len(self.classes)), -2.0)
+        scores[torch.arange(len(regions)), regions.clamp_min(0)] = 2.0
         scores[regions < 0] = torch.nan
-        return torch.cat([expression.float(), scores], dim=1)
+        return torch.cat([expression, scores], dim=1)
 
     def _train(
         self, sections: Sequence[LatticeSection], seed: int, on_epoch: Callable[[int, float], None]
@@ -312,17 +313,8 @@ class HistologyModel:
         parameters, module = self.parameters, self.module
         device = module.mean.device
         inputs = [module.standardised(one.features) @ module.components for one in sections]
-        wanted = [
-            (
-                (torch.as_tensor(one.expression) - module.level[: len(self.genes)].cpu())
-                / module.spread[: len(self.genes)].cpu()
-            )
-            .float()
-            .to(device)
-            if one.expression is not None
-            else torch.zeros(len(one.features), 0, device=device)
-            for one in sections
-        ]
+        level, spread = (values[: len(self.genes)] for values in (module.level, module.spread))
+        wanted = [(torch.as_tensor(one.expression).float().to(device) - level) / spread for one in sections]
         regions = [None if one.regions is None else torch.as_tensor(one.regions).to(device) for one in sections]
         weights = self._class_weights(sections).to(device)
         optimiser = torch.optim.AdamW(
@@ -357,12 +349,8 @@ class HistologyModel:
 
     def _loss(self, out: Tensor, wanted: Tensor, regions: Tensor | None, weights: Tensor) -> Tensor:
         n_genes = wanted.shape[1]
-        loss = out.new_zeros(())
-        if n_genes:
-            found = out[:, :n_genes]
-            loss = loss + nn.functional.mse_loss(found, wanted)
-            if self.parameters.correlation:
-                loss = loss + self.parameters.correlation * (1 - correlation(found, wanted)).mean()
+        loss = nn.functional.mse_loss(out[:, :n_genes], wanted)
+        loss = loss + self.parameters.correlation * (1 - correlation(out[:, :n_genes], wanted)).mean()
         if regions is not None and (regions >= 0).any():
             loss = loss + nn.functional.cross_entropy(out[:, n_genes:], regions, weights, ignore_index=-1)
         return loss

@@ -14,8 +14,8 @@ from spatialdata import SpatialData
 from sphistex._checks import check_open
 
 # Counts per spot after normalisation, and what no logarithm of such counts exceeds.
-_TOTAL = 1e4
-_HIGHEST_LOG = np.log1p(_TOTAL) + 1e-3
+PER_SPOT = 1e4
+_HIGHEST_LOG = np.log1p(PER_SPOT) + 1e-3
 # Numbers in memory at once.
 _NUMBERS = 8_000_000
 
@@ -67,7 +67,7 @@ class Expression:
             totals[rows] = values.sum(1, dtype=np.float64)
         if predicted or "log1p" in table.uns or not (whole or resolved or highest > _HIGHEST_LOG):
             return logs
-        return cls(table, np.divide(_TOTAL, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
+        return cls(table, np.divide(PER_SPOT, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
 
     def read(self, rows: NDArray[np.intp], genes: slice | None = None) -> NDArray[np.float32]:
         """Expression (n_rows, n_genes) of some spots and genes, by default all genes."""

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 from spatialdata import SpatialData
 
-from sphistex._section import Section
 from sphistex.nn.histology import LatticeSection
 from sphistex.nn.picture import Layout
+from sphistex.tl._expression import PER_SPOT
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._sections import Placed, about, common_genes
 
 DEFAULT_N_GENES = 200
-PER_SPOT = 1e4
 # Genes are chosen among those that are seen in so many of the spots, where there are enough of them.
 _SEEN = 0.2
 # Of the positions' lattices: pitches may differ by this factor.
@@ -54,29 +53,27 @@ class Measured:
 
 
 def gather(
-    placed: Sequence[Placed], features_key: str, genes: int | Sequence[str] | None, regions_key: str | None
+    placed: Sequence[Placed], features_key: str, genes: Sequence[str], regions_key: str | None, classes: Sequence[str]
 ) -> Measured:
     """Arrays of sections that have lattice features.
 
     Raises
     ------
     KeyError, ValueError
-        If sections share no gene, their features were made differently, or their regions cannot be learnt.
+        If their features were made differently, or are not of the spots.
     """
     features = features_alike([(one.sdata, one.called) for one in placed], features_key)
-    chosen = _chosen_genes(placed, genes)
-    classes = _classes(placed, regions_key)
     sections, depths = [], []
     for one in placed:
         with about(one.called):
-            table, rows = one.sdata.tables[features_key], _rows(one, features_key)
-            counts = one.section.table[rows]
+            table = one.sdata.tables[features_key]
+            counts = one.section.table[_rows(one, features_key)]
             totals = np.asarray(counts.X.sum(1)).ravel()
             depths.append(totals)
-            expression = log_normalised(_dense(counts[:, chosen]), totals)
+            expression = log_normalised(_dense(counts[:, list(genes)]), totals)
             regions = _codes(counts, regions_key, classes) if regions_key else None
             sections.append(LatticeSection(layout_of(table, features_key), _dense(table), expression, regions))
-    return Measured(sections, chosen, classes, features, float(np.median(np.concatenate(depths))))
+    return Measured(sections, list(genes), list(classes), features, float(np.median(np.concatenate(depths))))
 
 
 def layout_of(table: AnnData, features_key: str) -> Layout:
@@ -145,17 +142,11 @@ def _plain(made: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_learnable(placed: Sequence[Placed], genes: int | Sequence[str] | None, regions_key: str | None) -> None:
-    """Refuse genes and regions that cannot be learnt, before features are made."""
-    _chosen_genes(placed, genes)
-    _classes(placed, regions_key)
-
-
-def _chosen_genes(placed: Sequence[Placed], genes: int | Sequence[str] | None) -> list[str]:
+def chosen_genes(placed: Sequence[Placed], genes: int | Sequence[str] | None) -> list[str]:
     """Named ones, or the most variable of those that are seen in enough spots."""
     if genes is not None and not isinstance(genes, int | np.integer):
         return common_genes(placed, genes)
-    shared = common_genes(placed, 10**9)  # all that are there, with what there is to say of others
+    shared = common_genes(placed, "all")
     counts = sparse.vstack([sparse.csr_matrix(one.section.table[:, shared].X) for one in placed], format="csr")
     seen = np.asarray((counts > 0).mean(0)).ravel()
     wanted = DEFAULT_N_GENES if genes is None else genes
@@ -164,7 +155,8 @@ def _chosen_genes(placed: Sequence[Placed], genes: int | Sequence[str] | None) -
     return choose_genes(AnnData(counts[:, often], var=pd.DataFrame(index=names)), wanted)
 
 
-def _classes(placed: Sequence[Placed], regions_key: str | None) -> list[str]:
+def classes_of(placed: Sequence[Placed], regions_key: str | None) -> list[str]:
+    """Names of all regions; at least two, or none where none are to be learnt."""
     if regions_key is None:
         return []
     found: set[str] = set()
@@ -183,7 +175,7 @@ def _classes(placed: Sequence[Placed], regions_key: str | None) -> list[str]:
     return sorted(found)
 
 
-def _codes(table: AnnData, regions_key: str, classes: list[str]) -> NDArray[np.int64]:
+def _codes(table: AnnData, regions_key: str, classes: Sequence[str]) -> NDArray[np.int64]:
     values = table.obs[regions_key]
     return pd.Categorical(values.astype(str).where(values.notna()), categories=classes).codes.astype(np.int64)
 
@@ -196,16 +188,12 @@ def _rows(one: Placed, features_key: str) -> NDArray[np.intp]:
     ValueError
         If the features are of other positions than the spots.
     """
-    return matching_rows(one.section, one.sdata.tables[features_key], features_key)
-
-
-def matching_rows(section: Section, table: AnnData, features_key: str) -> NDArray[np.intp]:
-    """Rows of a section's counts that belong to the positions of a table."""
-    own = section.table.obs_names.get_indexer(table.obs_names)
-    if (own < 0).any() or set(table.obs["region"].astype(str)) != {section.shapes_key}:
+    table = one.sdata.tables[features_key]
+    own = one.section.table.obs_names.get_indexer(table.obs_names)
+    if (own < 0).any() or set(table.obs["region"].astype(str)) != {one.section.shapes_key}:
         raise ValueError(
-            f"features_key={features_key!r} is not of the spots {section.shapes_key!r} that were measured: make it "
-            "again with sphistex.tl.lattice_features(overwrite=True)"
+            f"features_key={features_key!r} is not of the spots {one.section.shapes_key!r} that were measured: make "
+            "it again with sphistex.tl.lattice_features(overwrite=True)"
         )
     return own
 

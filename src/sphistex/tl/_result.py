@@ -190,8 +190,6 @@ def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:
             "coordinate_system": section.coordinate_system,
             "spot_pitch_um": section.pitch_um,
         }
-        if section.is_predicted:
-            elements["predicted_spots"] = True
     info = dict(model.info)
     curves = {name: np.asarray(info.pop(name)) for name in ("train_loss", "validation_loss", "best_epoch")}
     return {
@@ -200,6 +198,7 @@ def _made_how(section: Section, model: SuperResolver) -> dict[str, Any]:
         "encoder": model.encoder,
         "section": elements,
         "spots": section.has_spots,
+        "predicted_spots": section.is_predicted,
         "mpp": section.mpp,
         "pitch_um": section.grid.pitch_um,
         "training": curves,

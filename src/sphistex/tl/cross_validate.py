@@ -25,8 +25,6 @@ from sphistex.tl.fit import check_seed
 from sphistex.tl.histology import measured_sections
 from sphistex.tl.lattice_features import SCALES
 
-_MOST_SIMILAR = "nearest"
-
 # What predicts one section from others.
 Method = Callable[[Sequence[LatticeSection], LatticeSection], Predicted]
 
@@ -218,7 +216,7 @@ def _methods(measured: Measured, chosen: HistologyParameters, seed: int, device:
     return {
         "model": fitted(chosen),
         "ridge": fitted(linear),
-        _MOST_SIMILAR: _nearest(measured),
+        "nearest": _nearest(measured),
         "mean": _mean(measured),
     }
 

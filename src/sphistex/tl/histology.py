@@ -21,11 +21,12 @@ from sphistex._thumbnail import thumbnail
 from sphistex.encoders.base import resolve_device
 from sphistex.nn.histology import HistologyModel, LatticeSection, histology_parameters
 from sphistex.settings import settings
+from sphistex.tl._expression import PER_SPOT
 from sphistex.tl._measured import (
-    PER_SPOT,
     Measured,
     check_alike,
-    check_learnable,
+    chosen_genes,
+    classes_of,
     features_alike,
     gather,
     layout_of,
@@ -151,7 +152,7 @@ def measured_sections(
     """Sections that have been found and checked, with lattice features, and their arrays."""
     check_scales(scales)
     placed = resolve_sections(sdata, None, elements, features_key=features_key, tissue_key=tissue_key, strict=False)
-    check_learnable(placed, genes, regions_key)
+    names, classes = chosen_genes(placed, genes), classes_of(placed, regions_key)
     for one in placed:
         if features_key not in one.sdata.tables:
             with about(one.called):
@@ -169,7 +170,7 @@ def measured_sections(
                     key_added=features_key,
                     device=device,
                 )
-    return placed, gather(placed, features_key, genes, regions_key)
+    return placed, gather(placed, features_key, names, regions_key, classes)
 
 
 def predict_histology(

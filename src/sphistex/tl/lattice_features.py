@@ -194,19 +194,20 @@ def _shrunk(tissue: NDArray[np.bool_], shape: tuple[int, int], scale: int) -> ND
 
 def _pooled(features: Any, weights: sparse.csr_matrix) -> NDArray[np.float32]:
     """Weighted mean over each bag (n_bags, n_superpixels) of a lazy map (dim, rows, columns), chunk by chunk."""
-    dim, height, width = features.shape
-    share = sparse.csc_matrix(sparse.diags(1 / np.maximum(np.asarray(weights.sum(1)).ravel(), 1e-9)) @ weights)
-    used = np.diff(share.indptr).reshape(height, width) > 0
-    out = np.zeros((share.shape[0], dim), dtype=np.float32)
-    for top in range(0, height, CHUNK):
-        for left in range(0, width, CHUNK):
-            window = np.s_[top : top + CHUNK, left : left + CHUNK]
-            row, column = np.nonzero(used[window])
-            if len(row):
-                tokens = np.asarray(features[(slice(None), *window)])[:, row, column].T.astype(np.float32)
-                part = share[:, (row + top) * width + column + left].tocsr()
-                bags = np.flatnonzero(np.diff(part.indptr))
-                out[bags] += part[bags] @ tokens
+    dim, _, width = features.shape
+    entries = weights.tocoo()
+    share = entries.data / np.asarray(weights.sum(1)).ravel()[entries.row]
+    row, column = np.divmod(entries.col, width)
+    chunks, chunk_of, counts = np.unique(
+        np.stack([row, column], axis=1) // CHUNK, axis=0, return_inverse=True, return_counts=True
+    )
+    of_chunks = np.split(np.argsort(chunk_of.ravel(), kind="stable"), np.cumsum(counts)[:-1])
+    out = np.zeros((weights.shape[0], dim), dtype=np.float32)
+    for (top, left), here in zip(chunks * CHUNK, of_chunks, strict=True):
+        tokens = np.asarray(features[:, top : top + CHUNK, left : left + CHUNK])
+        tokens = tokens[:, row[here] - top, column[here] - left].T.astype(np.float32)
+        bags, place = np.unique(entries.row[here], return_inverse=True)
+        out[bags] += sparse.csr_matrix((share[here], (place, np.arange(len(here)))), dtype=np.float32) @ tokens
     return out
 
 
