@@ -32,29 +32,33 @@ def main() -> None:
     parser.add_argument("what", choices=["her2st", "simulated"])
     parser.add_argument("--sections", type=int, default=6, help="simulated ones")
     parser.add_argument("--genes", type=int, default=200)
+    parser.add_argument("--stain-versions", type=int, default=0, help="of the features, to learn from")
     parser.add_argument("--out", type=Path, help="CSV of all scores")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sx.settings.progress = False
-    scores = her2st(arguments.genes) if arguments.what == "her2st" else simulated(arguments.sections, arguments.genes)
+    if arguments.what == "her2st":
+        scores = her2st(arguments.genes, arguments.stain_versions)
+    else:
+        scores = simulated(arguments.sections, arguments.genes, arguments.stain_versions)
     if arguments.out:
         scores.expression.to_csv(arguments.out, index=False)
     print(f"largest memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
-def her2st(n_genes: int) -> Any:
+def her2st(n_genes: int, versions: int) -> Any:
     sections = []
     for name in ("C2", "C3", "C4", "C5"):
         parts = (DATA / "her2st" / f"{name}{suffix}" for suffix in (".tsv.gz", ".jpg", "_selection.tsv"))
         sections.append(sx.io.read_st(*parts))
         started = time.perf_counter()
-        sx.tl.lattice_features(sections[-1], encoder=ENCODER)
+        sx.tl.lattice_features(sections[-1], encoder=ENCODER, stain_versions=versions)
         positions = sections[-1].tables["lattice_features"].n_obs
         print(f"{name}: {positions} positions, features in {time.perf_counter() - started:.0f} s", flush=True)
     return cross_validated(sections, genes=n_genes)
 
 
-def simulated(n_sections: int, n_genes: int) -> Any:
+def simulated(n_sections: int, n_genes: int, versions: int) -> Any:
     sections = [sx.datasets.simulate(size_um=1500, n_genes=n_genes, seed=seed) for seed in range(n_sections)]
     rng = np.random.default_rng(0)
     ceilings = []
@@ -63,7 +67,7 @@ def simulated(n_sections: int, n_genes: int) -> Any:
         counts.obs["compartment"] = of_spots(sdata)
         counts.obs["shuffled"] = rng.permutation(counts.obs["compartment"])
         ceilings.append(ceiling(sdata))
-        sx.tl.lattice_features(sdata, encoder=ENCODER)
+        sx.tl.lattice_features(sdata, encoder=ENCODER, stain_versions=versions)
     print(f"ceiling of r: {np.mean(ceilings):.3f}")
     print("shuffled regions:")
     cross_validated(sections, genes=n_genes, regions_key="shuffled")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-HIDDEN, HEADS, BATCH, LEARNING_RATE, EPOCHS, MODELS = (1024, 512, 512, 512), 8, 32, 1e-4, 500, 5
+HIDDEN, HEADS, BATCH, LEARNING_RATE = (1024, 512, 512, 512), 8, 32, 1e-4
 
 
 class Attention(nn.Module):
@@ -69,11 +69,12 @@ def train(
     epochs: int,
     models: int = 1,
     seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
     on_epoch: Callable[[int, float, Published], None] = lambda epoch, seconds, model: None,
 ) -> list[Published]:
     """Models trained one after the other; ``on_epoch`` gets the epochs and seconds of training so far, and the model.
 
-    Its own time does not count.
+    Seconds are the ``clock``'s, and ``on_epoch``'s own do not count.
     """
     made, seconds = [], 0.0
     for number in range(models):
@@ -82,14 +83,14 @@ def train(
         optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
         loader = DataLoader(TensorDataset(superpixels, spots, target), BATCH, shuffle=True)
         for epoch in range(epochs):
-            started = time.perf_counter()
+            started = clock()
             for features, tokens, wanted in loader:
                 optimiser.zero_grad()
                 nn.functional.mse_loss(model(features, tokens), wanted).backward()
                 optimiser.step()
             if target.is_cuda:
                 torch.cuda.synchronize(target.device)
-            seconds += time.perf_counter() - started
+            seconds += clock() - started
             on_epoch(epoch + 1, seconds, model)
         made.append(model)
     return made

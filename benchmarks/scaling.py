@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planted import Planted, planted
+from sections import Section, planted
 from speed import fit
 
 import sphistex as sx
@@ -109,7 +109,7 @@ def by_image(scale: float) -> Iterator[Row]:
             yield (px // 16) ** 2, {"features": timed(sx.tl.superpixel_features, sdata, **how)}
 
 
-def fit_and_predict(section: Planted) -> dict[str, float]:
+def fit_and_predict(section: Section) -> dict[str, float]:
     chosen, everything = parameters(), np.arange(len(section.spots.counts))
     started = time.perf_counter()
     model = fit(section, everything, chosen, EPOCHS, [])
@@ -117,7 +117,7 @@ def fit_and_predict(section: Planted) -> dict[str, float]:
     return {"fit": seconds, "predict": timed(predict, section, everything, chosen, model)}
 
 
-def predict(section: Planted, spots: Any, chosen: FitParameters, model: SuperResolver) -> None:
+def predict(section: Section, spots: Any, chosen: FitParameters, model: SuperResolver) -> None:
     model.predict_tissue(FeatureMap(section.features, section.mask, chosen.context), *section.take(spots))
 
 

@@ -1,17 +1,12 @@
 """How fast sphistex encodes, trains, predicts and does all of it, beside the published training loop, in one run.
 
     python benchmarks/speed.py --spots-per-side 20 40 --end-to-end 1500 3000 --out speed.json
-    python benchmarks/speed.py --d 128 --reach 500
 
 At the published sizes: 1,029 features, 1,000 genes, bags of 49 superpixels. Throughput counts the bags that models
 are trained on, one bag for one model being one; with features as they are, and with the two surroundings that
 sphistex looks at by default. Achieved rates are those of the operations that torch counts, as a share of the largest
 matrix product of the device and number type in the same run. End to end, simulated sections are made into tables; real
-ones are in end_to_end.py.
-
-``--reach`` compares the time to a loss. Both see the same spots, and are scored by the squared error of min-max scaled
-counts of the fifth that they do not see: the published loop along its way, and fits of ours that are longer and longer
-until one is as good as the published loop at its best.
+ones are in end_to_end.py, and the time to a loss is in reach.py.
 """
 
 from __future__ import annotations
@@ -30,9 +25,7 @@ import numpy as np
 import reference
 import torch
 from numpy.typing import NDArray
-from planted import SIDE, Planted, planted
-from scipy.spatial import KDTree
-from torch import Tensor
+from sections import NEIGHBOURS, SIDE, Section, as_published, planted
 from torch.utils.flop_counter import FlopCounterMode
 
 import sphistex as sx
@@ -42,13 +35,8 @@ from sphistex.encoders.tiling import Tiling
 from sphistex.nn import FeatureMap, FitParameters, SuperResolver, parameters
 from sphistex.nn.precision import fastest_dtype
 
-NEIGHBOURS = 6
 MPP = (0.5, 0.25)  # of images: as the encoder takes them, and twice as fine
 CONTEXTS = ((0,), parameters().context)
-# Epochs of a fit that are tried until one reaches the published loop's loss.
-TRIED = (2, 4, 8, 15, 25, 40, 80, 160)
-# How often the published loop is scored on its way.
-SCORED = 50
 
 
 def main() -> None:
@@ -60,7 +48,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs that are timed")
     parser.add_argument("--image", type=int, default=2048, metavar="PX", help="side of the image that is encoded")
     parser.add_argument("--end-to-end", type=int, nargs="*", default=[], metavar="UM", help="sides of sections")
-    parser.add_argument("--reach", type=int, default=0, metavar="EPOCHS", help="epochs of the published loop, once 500")
     parser.add_argument("--at-least", type=float, help="fail if training is not this many times as fast")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
@@ -76,8 +63,6 @@ def main() -> None:
         found["training"] += [row for d in arguments.d for row in training(section, d, arguments.epochs, peak)]
         found["prediction"] += [prediction(section, context) for context in CONTEXTS]
     found["end_to_end"] = [end_to_end(size_um, arguments.genes) for size_um in arguments.end_to_end]
-    if arguments.reach:
-        found["reach"] = reach(section, arguments.d[0], arguments.reach)
     found |= memory()
     print(json.dumps(memory()))
     if arguments.out:
@@ -151,7 +136,7 @@ def features(side: int, mpp: float, peak: dict[str, float]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- training
 
 
-def training(section: Planted, d: int, epochs: int, peak: dict[str, float]) -> list[dict[str, Any]]:
+def training(section: Section, d: int, epochs: int, peak: dict[str, float]) -> list[dict[str, Any]]:
     """Bags x models a second, operations and share of the peak, of the published loop and of ours."""
     rows = [published_training(section, d, epochs)]
     rows += [our_training(section, parameters(context=context, d=d), epochs) for context in CONTEXTS]
@@ -162,8 +147,8 @@ def training(section: Planted, d: int, epochs: int, peak: dict[str, float]) -> l
     return rows
 
 
-def published_training(section: Planted, d: int, epochs: int) -> dict[str, Any]:
-    superpixels, tokens, target = bag_arrays(section, np.arange(len(section.spots.counts)))
+def published_training(section: Section, d: int, epochs: int) -> dict[str, Any]:
+    superpixels, tokens, target = as_published(section, np.arange(len(section.spots.counts)), device=device())
     times: list[float] = []
     reference.train(
         superpixels, tokens, target, d=d, epochs=epochs + 1, on_epoch=lambda _, seconds, __: times.append(seconds)
@@ -181,7 +166,7 @@ def published_training(section: Planted, d: int, epochs: int) -> dict[str, Any]:
     }
 
 
-def our_training(section: Planted, chosen: FitParameters, epochs: int) -> dict[str, Any]:
+def our_training(section: Section, chosen: FitParameters, epochs: int) -> dict[str, Any]:
     """Of what is between the ends of epochs: bags drawn anew, training and validation."""
     times: list[float] = []
     model = fit(section, np.arange(len(section.spots.counts)), chosen, epochs + 1, times)
@@ -204,7 +189,7 @@ def our_training(section: Planted, chosen: FitParameters, epochs: int) -> dict[s
     }
 
 
-def fit(section: Planted, spots: NDArray, chosen: FitParameters, epochs: int, times: list[float]) -> SuperResolver:
+def fit(section: Section, spots: NDArray, chosen: FitParameters, epochs: int, times: list[float]) -> SuperResolver:
     """A fit to some of the spots; the ends of its epochs are added to ``times``."""
     bags, measured = section.take(spots)
     return SuperResolver.fit(
@@ -221,7 +206,7 @@ def fit(section: Planted, spots: NDArray, chosen: FitParameters, epochs: int, ti
 # ----------------------------------------------------------------------------------------------- prediction
 
 
-def prediction(section: Planted, context: tuple[int, ...]) -> dict[str, Any]:
+def prediction(section: Section, context: tuple[int, ...]) -> dict[str, Any]:
     """Superpixels a second, of all genes."""
     chosen, everything = parameters(context=context), np.arange(len(section.spots.counts))
     model = fit(section, everything, chosen, 1, [])
@@ -249,79 +234,6 @@ def end_to_end(size_um: int, n_genes: int) -> dict[str, Any]:
     row |= {"seconds": seconds, **memory()}
     print(json.dumps(row), flush=True)
     return row
-
-
-# ------------------------------------------------------------------------------------------- time to a loss
-
-
-def reach(section: Planted, d: int, epochs: int) -> dict[str, Any]:
-    """Losses at held-out spots against seconds of training, of the published loop's one model and of our three.
-
-    Ours is compared with the published loop's loss at its end, and at its best on the way.
-    """
-    order = np.random.default_rng(0).permutation(len(section.spots.counts))
-    held_out, seen = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
-    *inputs, target = bag_arrays(section, seen)
-    *unseen, wanted = bag_arrays(section, seen, held_out)
-    published: list[dict[str, float]] = []
-
-    def on_epoch(epoch: int, seconds: float, model: reference.Published) -> None:
-        if epoch % max(1, epochs // SCORED) == 0 or epoch == epochs:
-            with torch.no_grad():
-                published.append({"epochs": epoch, "seconds": seconds, "loss": squared_error(model(*unseen), wanted)})
-
-    reference.train(*inputs, target, d=d, epochs=epochs, on_epoch=on_epoch)
-    final, best = published[-1], min(published, key=lambda row: row["loss"])
-    found: dict[str, Any] = {"what": "reach", "d": d, "published": published, "sphistex": []}
-    found["loss_of_mean"] = squared_error(target.mean(0).expand_as(wanted), wanted)
-    print(json.dumps({"final": final, "best": best, "loss_of_mean": found["loss_of_mean"]}), flush=True)
-    for n_epochs in TRIED:
-        ours = {"epochs": n_epochs, **our_loss(section, seen, held_out, wanted, parameters(d=d), n_epochs)}
-        found["sphistex"].append(ours)
-        print(json.dumps(ours), flush=True)
-        if ours["loss"] <= best["loss"]:
-            break
-    for name, theirs in (("final", final), ("best", best)):
-        reached = [ours["seconds"] for ours in found["sphistex"] if ours["loss"] <= theirs["loss"]]
-        found[f"ratio_to_{name}"] = theirs["seconds"] / reached[0] if reached else None
-    print(json.dumps({name: found[name] for name in ("ratio_to_final", "ratio_to_best")}), flush=True)
-    return found
-
-
-def our_loss(
-    section: Planted, seen: NDArray, held_out: NDArray, wanted: Tensor, chosen: FitParameters, epochs: int
-) -> dict[str, float]:
-    """Seconds of a fit to the seen spots, and the error of its map at the held-out ones."""
-    started = time.perf_counter()
-    model = fit(section, seen, chosen, epochs, [])
-    seconds = time.perf_counter() - started
-    bags, measured = section.take(seen)
-    rates = model.predict_tissue(FeatureMap(section.features, section.mask, chosen.context), bags, measured)
-    found = scaled(section.bags.take(held_out).weights @ rates, measured.counts)
-    return {"seconds": seconds, "loss": squared_error(found, wanted)}
-
-
-def squared_error(found: Tensor, wanted: Tensor) -> float:
-    return torch.nn.functional.mse_loss(found, wanted).item()
-
-
-def bag_arrays(section: Planted, seen: NDArray, wanted: NDArray | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Superpixels, neighbours and scaled counts of the ``wanted`` spots (default: those that are ``seen``)."""
-    own = 1 if wanted is None else 0
-    wanted = seen if wanted is None else wanted
-    places = section.spots.xy_um
-    around = KDTree(places[seen]).query(places[wanted], k=NEIGHBOURS + own)[1][:, own:]
-    index = section.bags.take(wanted).weights.indices.reshape(len(wanted), SIDE**2)
-    superpixels = section.features.reshape(len(section.features), -1).T[index]
-    counts = section.spots.counts
-    tokens = scaled(counts[seen], counts[seen])[around]
-    return torch.from_numpy(superpixels.astype(np.float32)).to(device()), tokens, scaled(counts[wanted], counts[seen])
-
-
-def scaled(counts: NDArray, of: NDArray) -> Tensor:
-    """Counts between the least and the largest ``of`` the seen spots."""
-    low, high = of.min(0), of.max(0)
-    return torch.from_numpy(((counts - low) / np.maximum(high - low, 1e-8)).astype(np.float32)).to(device())
 
 
 if __name__ == "__main__":

@@ -1,35 +1,31 @@
-"""A section of plain arrays with a relation between image and expression to be learnt, of any size."""
+"""Sections as plain arrays: planted ones of any size, and what the published loop takes of any."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.spatial import KDTree
+from torch import Tensor
 
 from sphistex.bags import Bags
 from sphistex.grid import Grid
 from sphistex.nn import Spots
 
-PITCH, SIDE, LATENT = 12, 7, 16
+PITCH, SIDE, LATENT, NEIGHBOURS = 12, 7, 16, 6
 
 
 @dataclass(frozen=True)
-class Planted:
-    """Square bags of 7 x 7 superpixels, 12 superpixels apart, on a square lattice.
+class Section:
+    """Features (dim, rows, columns), where there is tissue (rows, columns), and the spots as bags and with counts."""
 
-    ``features`` (dim, rows, columns) are linear in hidden fields, as are the logarithms of the genes' rates; half of
-    the features' variance is noise. ``counts`` are Poisson.
-    """
-
-    features: NDArray[np.float16]
+    features: NDArray[np.floating]
+    mask: NDArray[np.bool_]
     bags: Bags
     spots: Spots
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        return np.ones(self.features.shape[1:], dtype=bool)
 
     @property
     def genes(self) -> list[str]:
@@ -43,7 +39,12 @@ class Planted:
         )
 
 
-def planted(spots_per_side: int, n_features: int, n_genes: int, seed: int = 0) -> Planted:
+def planted(spots_per_side: int, n_features: int, n_genes: int, seed: int = 0) -> Section:
+    """Square bags of 7 x 7 superpixels, 12 superpixels apart, on a square lattice.
+
+    Features are linear in hidden fields, as are the logarithms of the genes' rates; half of the features' variance is
+    noise. Counts are Poisson.
+    """
     rng = np.random.default_rng(seed)
     side = spots_per_side * PITCH
     fields = _smooth(rng.normal(size=(LATENT, side, side)), 1.5) + _smooth(rng.normal(size=(LATENT, side, side)), 12)
@@ -69,7 +70,33 @@ def planted(spots_per_side: int, n_features: int, n_genes: int, seed: int = 0) -
     grid = Grid((side, side), mpp=0.5)
     xy_um = (corner[:, ::-1] + SIDE / 2) * grid.pitch_um
     spots = Spots(xy_um, np.full(len(corner), 27.5), PITCH * grid.pitch_um, counts)
-    return Planted(features, Bags(weights, grid), spots)
+    return Section(features, np.ones((side, side), dtype=bool), Bags(weights, grid), spots)
+
+
+def as_published(
+    section: Section, seen: NDArray, wanted: NDArray | None = None, *, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the loop takes of the ``wanted`` spots, by default of those that are ``seen``.
+
+    Superpixels (n, 49, n_features) of the square around each spot, scaled counts (n, 6, n_genes) of the nearest seen
+    spots other than it, and its own (n, n_genes).
+    """
+    own = 1 if wanted is None else 0
+    wanted = seen if wanted is None else wanted
+    places, counts = section.spots.xy_um, section.spots.counts
+    around = KDTree(places[seen]).query(places[wanted], k=NEIGHBOURS + own)[1][:, own:]
+    corner = np.round(places[wanted, ::-1] / section.bags.grid.pitch_um - SIDE / 2).astype(int)
+    corner = np.clip(corner, 0, np.array(section.mask.shape) - SIDE)
+    rows, columns = (corner[..., None] + np.indices((SIDE, SIDE)).reshape(2, -1)).swapaxes(0, 1)
+    superpixels = section.features[:, rows, columns].transpose(1, 2, 0).astype(np.float32)
+    tokens, target = scaled(counts[seen], counts[seen])[around], scaled(counts[wanted], counts[seen])
+    return tuple(torch.from_numpy(values).to(device) for values in (superpixels, tokens, target))  # type: ignore[return-value]
+
+
+def scaled(counts: NDArray, of: NDArray) -> NDArray[np.float32]:
+    """Counts between the least and the largest ``of`` the seen spots."""
+    low, high = of.min(0), of.max(0)
+    return ((counts - low) / np.maximum(high - low, 1e-8)).astype(np.float32)
 
 
 def _smooth(fields: NDArray, sigma: float) -> NDArray:
