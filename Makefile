@@ -12,9 +12,10 @@ INSTALL := $(BIN)/python -m pip install --quiet
 demo: install
 	$(BIN)/sphistex demo --out demo-output
 
-# One thread per worker: two workers already fill two cores.
+# One thread per worker: two workers already fill two cores. numba, which scanpy computes with, would otherwise set the
+# threads of PyTorch back to all cores.
 test: install-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install-test install-dev
 	$(BIN)/ruff check
