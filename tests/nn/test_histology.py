@@ -75,6 +75,26 @@ def test_unknown_regions_are_left_out(sections: list[LatticeSection]) -> None:
     assert (found.argmax(1) == sections[3].regions).mean() > 0.85
 
 
+def test_versions_of_other_stains_make_their_stain_matter_less(sections: list[LatticeSection]) -> None:
+    """Two features of the stain, which is the same in all sections that were measured but for a little."""
+    rng = np.random.default_rng(0)
+    of_expression = rng.normal(size=(8, 2)).astype(np.float32)
+
+    def stained(one: LatticeSection, amounts: list[float]) -> tuple[np.ndarray, ...]:
+        return tuple(np.hstack([one.features + a, one.features @ of_expression + 3 * a]) for a in amounts)
+
+    plain = [replace(one, features=stained(one, [0.0])[0]) for one in sections]
+    versions = [stained(one, [-0.6, -0.3, 0.3, 0.6]) for one in sections]
+    jittered = [replace(one, versions=values) for one, values in zip(plain, versions, strict=True)]
+    other = replace(sections[3], features=stained(sections[3], [0.5])[0])
+    errors = []
+    for seen in (plain, jittered):
+        model = HistologyModel.fit(seen[:3], GENES, CLASSES, QUICK)
+        assert other.expression is not None
+        errors.append(((model.predict(other).expression - other.expression) ** 2).mean())
+    assert errors[1] < 0.7 * errors[0]
+
+
 def test_same_seed_same_model(sections: list[LatticeSection]) -> None:
     quick = replace(QUICK, epochs=3)
     first, second, other = (

@@ -39,12 +39,15 @@ class LatticeSection:
         Log-normalised expression (n, n_genes); None where it was not measured.
     regions
         Class of each position (n,), -1 where it is not known; None where no regions are learnt.
+    versions
+        Features of the same positions otherwise stained, like ``features``, to learn from as well.
     """
 
     layout: Layout
     features: NDArray[np.float32]
     expression: NDArray[np.float32] | None = None
     regions: NDArray[np.int64] | None = None
+    versions: tuple[NDArray[np.float32], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -277,8 +280,9 @@ class HistologyModel:
     def _prepare(self, sections: Sequence[LatticeSection]) -> None:
         """Scales, components and ridge regression, of the training sections alone."""
         module, parameters = self.module, self.parameters
-        features = torch.cat([module.of_section(one.features).cpu() for one in sections])
-        targets = torch.cat([self._targets(one) for one in sections])
+        seen = [(one, values) for one in sections for values in (one.features, *one.versions)]
+        features = torch.cat([module.of_section(values).cpu() for _, values in seen])
+        targets = torch.cat([self._targets(one) for one, _ in seen])
         module.mean.copy_(features.mean(0))
         module.scale.copy_(features.std(0).clamp_min(_LEAST_SD))
         values = (features - module.mean.cpu()) / module.scale.cpu()
@@ -293,7 +297,9 @@ class HistologyModel:
         if parameters.ridge:
             wanted = (targets - module.level.cpu()) / module.spread.cpu()
             known = ~wanted.isnan().any(1)
-            module.slope.copy_(_ridge(values[known], wanted[known], parameters.alpha))
+            # versions of a position are not as many positions
+            alpha = parameters.alpha * len(seen) / len(sections)
+            module.slope.copy_(_ridge(values[known], wanted[known], alpha))
 
     def _targets(self, section: LatticeSection) -> Tensor:
         """Expression, and scores of the classes (n, n_genes + n_classes): 2 for the own class, -2 for others."""
@@ -312,7 +318,10 @@ class HistologyModel:
         """Train all networks; the mean loss of each epoch."""
         parameters, module = self.parameters, self.module
         device = module.mean.device
-        inputs = [module.standardised(one.features) @ module.components for one in sections]
+        inputs = [
+            [module.standardised(values) @ module.components for values in (one.features, *one.versions)]
+            for one in sections
+        ]
         level, spread = (values[: len(self.genes)] for values in (module.level, module.spread))
         wanted = [(torch.as_tensor(one.expression).float().to(device) - level) / spread for one in sections]
         regions = [None if one.regions is None else torch.as_tensor(one.regions).to(device) for one in sections]
@@ -331,10 +340,13 @@ class HistologyModel:
             total = 0.0
             for number in torch.randperm(len(sections), generator=generator).tolist():
                 turned = sections[number].layout.turned(int(torch.randint(24, (1,), generator=generator)))
+                values = inputs[number][0]
+                if len(inputs[number]) > 1:
+                    values = inputs[number][int(torch.randint(len(inputs[number]), (1,), generator=generator))]
                 loss = torch.zeros((), device=device)
                 for network in module.networks:
-                    shown = (torch.rand(len(inputs[number]), 1, generator=generator) >= parameters.cutout).to(device)
-                    picture, mask = self._picture(inputs[number] * shown, turned)
+                    shown = (torch.rand(len(values), 1, generator=generator) >= parameters.cutout).to(device)
+                    picture, mask = self._picture(values * shown, turned)
                     out = turned.values(network(picture, mask)[0])
                     loss = loss + self._loss(out, wanted[number], regions[number], weights)
                 optimiser.zero_grad()

@@ -19,6 +19,7 @@ from sphistex.nn.picture import Layout
 from sphistex.tl._expression import PER_SPOT
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._sections import Placed, about, common_genes
+from sphistex.tl.lattice_features import VERSION
 
 DEFAULT_N_GENES = 200
 # Genes are chosen among those that are seen in so many of the spots, where there are enough of them.
@@ -70,9 +71,12 @@ def gather(
             counts = one.section.table[_rows(one, features_key)]
             totals = np.asarray(counts.X.sum(1)).ravel()
             depths.append(totals)
-            expression = log_normalised(_dense(counts[:, list(genes)]), totals)
+            expression = log_normalised(_dense(counts[:, list(genes)].X), totals)
             regions = _codes(counts, regions_key, classes) if regions_key else None
-            sections.append(LatticeSection(layout_of(table, features_key), _dense(table), expression, regions))
+            versions = tuple(_dense(layer) for name, layer in table.layers.items() if name.startswith(VERSION))
+            sections.append(
+                LatticeSection(layout_of(table, features_key), _dense(table.X), expression, regions, versions)
+            )
     return Measured(sections, list(genes), list(classes), features, float(np.median(np.concatenate(depths))))
 
 
@@ -198,8 +202,7 @@ def _rows(one: Placed, features_key: str) -> NDArray[np.intp]:
     return own
 
 
-def _dense(table: AnnData) -> NDArray[np.float32]:
-    values = table.X
+def _dense(values: Any) -> NDArray[np.float32]:
     return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
 
 

@@ -68,6 +68,7 @@ def cross_validate_histology(
     mpp: float | None = None,
     spot_pitch_um: float | None = None,
     scales: Sequence[int] = SCALES,
+    stain_versions: int = 0,
     features_key: str = "lattice_features",
     tissue_key: str = "tissue",
     seed: int | None = None,
@@ -88,7 +89,7 @@ def cross_validate_histology(
     groups
         ``"section"``; or the column of the counts' ``obs`` that says which patient a section is from; or one label for
         each section.
-    genes, regions_key, encoder, weights, scales, features_key, tissue_key, seed, device, parameters
+    genes, regions_key, encoder, weights, scales, stain_versions, features_key, tissue_key, seed, device, parameters
         As in :func:`fit_histology`.
     image_key, shapes_key, table_key, mpp, spot_pitch_um
         As in :func:`super_resolve`, for all sections.
@@ -129,6 +130,7 @@ def cross_validate_histology(
         encoder=encoder,
         weights=weights,
         scales=scales,
+        stain_versions=stain_versions,
         features_key=features_key,
         tissue_key=tissue_key,
         device=device,

@@ -34,7 +34,7 @@ from sphistex.tl._measured import (
 )
 from sphistex.tl._sections import Placed, about, resolve_sections
 from sphistex.tl.fit import check_seed
-from sphistex.tl.lattice_features import SCALES, check_scales, lattice_features
+from sphistex.tl.lattice_features import SCALES, check_scales, check_versions, lattice_features
 
 
 def fit_histology(
@@ -50,6 +50,7 @@ def fit_histology(
     mpp: float | None = None,
     spot_pitch_um: float | None = None,
     scales: Sequence[int] = SCALES,
+    stain_versions: int = 0,
     features_key: str = "lattice_features",
     tissue_key: str = "tissue",
     seed: int | None = None,
@@ -68,7 +69,7 @@ def fit_histology(
     regions_key
         Column of the counts' ``obs`` with the region of each spot, such as a pathologist's; missing values are left
         out. None: no regions are learnt.
-    encoder, weights, scales
+    encoder, weights, scales, stain_versions
         How lattice features are made where there are none; see :func:`lattice_features`.
     image_key, shapes_key, table_key, mpp, spot_pitch_um
         As in :func:`super_resolve`, for all sections.
@@ -116,6 +117,7 @@ def fit_histology(
         encoder=encoder,
         weights=weights,
         scales=scales,
+        stain_versions=stain_versions,
         features_key=features_key,
         tissue_key=tissue_key,
         device=device,
@@ -145,12 +147,14 @@ def measured_sections(
     encoder: Any,
     weights: str | Path | None,
     scales: Sequence[int],
+    stain_versions: int,
     features_key: str,
     tissue_key: str,
     device: str | None,
 ) -> tuple[list[Placed], Measured]:
     """Sections that have been found and checked, with lattice features, and their arrays."""
     check_scales(scales)
+    check_versions(stain_versions)
     placed = resolve_sections(sdata, None, elements, features_key=features_key, tissue_key=tissue_key, strict=False)
     names, classes = chosen_genes(placed, genes), classes_of(placed, regions_key)
     for one in placed:
@@ -167,6 +171,7 @@ def measured_sections(
                     spot_pitch_um=one.section.pitch_um,
                     tissue_key=tissue_key,
                     scales=scales,
+                    stain_versions=stain_versions,
                     key_added=features_key,
                     device=device,
                 )

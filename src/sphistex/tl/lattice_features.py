@@ -19,12 +19,15 @@ from xarray import DataArray
 from sphistex import encoders
 from sphistex._store import add_element, check_free, record
 from sphistex.bags import Bags
+from sphistex.encoders.stain import Restained
 from sphistex.grid import Grid
 from sphistex.tl._chunks import CHUNK
 from sphistex.tl._positions import Positions, find_positions, region_of
 from sphistex.tl.features import make_features
 
 SCALES = (1, 2, 4)
+# Layers with features of the same tissue otherwise stained.
+VERSION = "stain_"
 
 
 def lattice_features(
@@ -42,6 +45,7 @@ def lattice_features(
     pitch_um: float = 100.0,
     diameter_um: float = 55.0,
     scales: Sequence[int] = SCALES,
+    stain_versions: int = 0,
     key_added: str = "lattice_features",
     overwrite: bool = False,
     device: str | None = None,
@@ -75,6 +79,9 @@ def lattice_features(
         be, trained on.
     scales
         How many times the spot's diameter is looked at.
+    stain_versions
+        How many further versions to make, each of the image with its haematoxylin and its eosin made up to 20 % weaker
+        or stronger: :func:`fit_histology` shows them to its networks in turn. Each takes as long as the features.
     key_added
         Name of the new table.
     overwrite
@@ -84,7 +91,8 @@ def lattice_features(
     -------
     Adds ``sdata.tables[key_added]``: ``X`` features (n_positions, n_scales * dim), float32, of the positions on
     tissue; ``var["scale"]``; ``obs["array_row"]`` and ``obs["array_col"]`` as on Visium arrays; ``obsm["spatial"]``
-    centres in pixels of the full-resolution image. It annotates the spots, or ``sdata.shapes[key_added + "_spots"]``.
+    centres in pixels of the full-resolution image; the further versions in
+    ``layers["stain_1"]`` and so on. It annotates the spots, or ``sdata.shapes[key_added + "_spots"]``.
 
     Raises
     ------
@@ -105,6 +113,7 @@ def lattice_features(
     """
     check_free(sdata, "tables", key_added, overwrite=overwrite)
     scales = check_scales(scales)
+    check_versions(stain_versions)
     positions = find_positions(
         sdata,
         image_key=image_key,
@@ -122,13 +131,16 @@ def lattice_features(
     found = encoders.get(encoder, weights=weights, device=device)
     if hasattr(found, "with_class_token"):
         found = found.with_class_token()
-    parts = [_at_scale(sdata, positions, found, scale, device) for scale in scales]
-    table = _table(positions, np.concatenate(parts, axis=1), scales, key_added)
+    table = _table(positions, _at_scales(sdata, positions, found, scales, device), scales, key_added)
+    for version in range(1, stain_versions + 1):
+        changed = _at_scales(sdata, positions, Restained(found, version), scales, device)
+        table.layers[f"{VERSION}{version}"] = changed
     table.uns[key_added] = {
         "encoder": found.name,
         "revision": found.revision,
         "dim": found.dim,
         "scales": list(scales),
+        "stain_versions": int(stain_versions),
         "image_key": positions.image_key,
         "mpp": positions.mpp,
         "lattice": {
@@ -151,6 +163,23 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
     if not chosen or min(chosen) < 1 or len(set(chosen)) < len(chosen) or list(chosen) != list(scales):
         raise ValueError(f"scales={scales!r} must be different whole numbers of at least 1, such as {SCALES}")
     return chosen
+
+
+def check_versions(stain_versions: int) -> None:
+    """Raise a ValueError for what is no number of versions."""
+    if isinstance(stain_versions, bool) or not isinstance(stain_versions, int | np.integer) or stain_versions < 0:
+        raise ValueError(f"stain_versions={stain_versions!r} must be a whole number of at least 0")
+
+
+def _at_scales(
+    sdata: SpatialData,
+    positions: Positions,
+    encoder: encoders.Encoder,
+    scales: Sequence[int],
+    device: str | None,
+) -> NDArray[np.float32]:
+    """Features of all scales side by side, (n_positions, n_scales * dim)."""
+    return np.concatenate([_at_scale(sdata, positions, encoder, scale, device) for scale in scales], axis=1)
 
 
 def _at_scale(
