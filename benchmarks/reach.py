@@ -1,7 +1,7 @@
 """How much sooner sphistex reaches the loss of the published training loop at spots that neither has seen, in one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/reach.py kidney --genes 1000 --d 128
-    OMP_NUM_THREADS=1 python benchmarks/reach.py planted
+    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/reach.py kidney --genes 1000 --d 128
+    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/reach.py planted
 
 On a real section that ``sphistex bench`` knows, with features of the built-in encoder; or on planted arrays, whose
 features are linear in what is to be found. A fifth of the spots is left out. Both are scored by the squared error of

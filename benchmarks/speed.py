@@ -41,7 +41,7 @@ CONTEXTS = ((0,), parameters().context)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spots-per-side", type=int, nargs="+", default=[20])
+    parser.add_argument("--spots-per-side", type=int, nargs="+", default=[40])
     parser.add_argument("--features", type=int, default=1029)
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--d", type=int, nargs="+", default=[128, 512])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -109,3 +110,22 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_done_twice(tmp_path: Path
     (record,) = tmp_path.rglob("done.txt")
     chunks = [tuple(line.split()[:2]) for line in record.read_text().splitlines()]
     assert sorted(chunks) == [(str(row), str(column)) for row in range(3) for column in range(3)]
+
+
+def test_a_worker_without_room_says_so_and_the_next_run_goes_on(tmp_path: Path, cluster: LocalCluster) -> None:
+    sdata, encoder = on_disk(tmp_path), Watched(tmp_path / "log")
+
+    def files_up_to(size: int) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit if size < 0 else size, limit))
+
+    with Client(cluster) as client:
+        client.run(files_up_to, 1000)
+        try:
+            with pytest.raises(OSError, match="feature map could not be written.*goes on where it stopped"):
+                superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+        finally:
+            client.run(files_up_to, -1)
+        assert list(sdata.images) == ["he"]
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    np.testing.assert_array_equal(read_zarr(tmp_path / "s.zarr").images["superpixel_features"], COLOURS)
