@@ -178,6 +178,15 @@ def test_a_slide_tells_its_scale(tmp_path: Path, levels: list[np.ndarray]) -> No
     assert sdata.attrs["sphistex"]["superpixel_features"]["mpp"] == pytest.approx(MPP)
 
 
+@pytest.mark.parametrize(("per_cm", "unit", "mpp"), [(25_000, 3, 0.4), (300, 2, None), (25_000, 1, None)])
+def test_resolution_of_a_plain_tiff_is_its_scale_unless_it_is_for_printers(
+    tmp_path: Path, levels: list[np.ndarray], per_cm: int, unit: int, mpp: float | None
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", levels[0], resolution=(per_cm, per_cm), resolutionunit=unit, **_TILES)
+    noted = read_image(tmp_path / "a.tif").attrs["sphistex"]["input"] if mpp else read_image(tmp_path / "a.tif").attrs
+    assert noted["image"]["mpp"] == pytest.approx(mpp) if mpp else "input" not in noted.get("sphistex", {})
+
+
 @pytest.mark.parametrize("name", PYRAMIDS)
 def test_another_process_opens_the_file_by_its_path(tmp_path: Path, levels: list[np.ndarray], name: str) -> None:
     PYRAMIDS[name](tmp_path / name, levels, MPP)

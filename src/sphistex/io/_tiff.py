@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 # Microns in the units of OME-XML.
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+# Microns per pixel of what a microscope makes are below.
+_COARSEST = 20.0
 _APERIO_MPP = re.compile(r"\bMPP\s*=\s*(\d*\.?\d+)")
 
 
@@ -89,11 +91,18 @@ def open_tiff(path: Path) -> tuple[list[TiffLevel], float | None]:
 
 
 def _mpp(file: tifffile.TiffFile) -> float | None:
-    """Microns per pixel, from OME-XML or from Aperio's description."""
+    """Microns per pixel, from OME-XML, from Aperio's description or from the tags of the resolution."""
     if file.ome_metadata:
         pixels = ElementTree.fromstring(file.ome_metadata).find("{*}Image/{*}Pixels")
         stated = {} if pixels is None else pixels.attrib
         size, unit = stated.get("PhysicalSizeX"), stated.get("PhysicalSizeXUnit", "µm")
         return float(size) * _UM[unit] if size and unit in _UM else None
-    match = _APERIO_MPP.search(file.series[0].keyframe.description)
-    return float(match[1]) if match else None
+    page = file.series[0].keyframe
+    if match := _APERIO_MPP.search(page.description):
+        return float(match[1])
+    try:
+        per_um = page.get_resolution(unit="micrometer")[0]
+    except (KeyError, ValueError, ZeroDivisionError):  # without unit
+        return None
+    # 72 or 300 dots per inch are how large a picture is printed
+    return 1 / per_um if per_um * _COARSEST > 1 else None

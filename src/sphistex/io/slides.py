@@ -23,7 +23,8 @@ def read_image(image: ImageLike, *, mpp: float | None = None, image_key: str = "
         a JPEG or PNG file, or of a file in a scanner's own format (with the extra ``wsi``); or an array (y, x, c) or
         (c, y, x).
     mpp
-        Microns per pixel at full resolution; by default what the file says, if it does (OME-XML, Aperio, OME-Zarr).
+        Microns per pixel at full resolution; by default what the file says, if it does (OME-XML, Aperio, OME-Zarr, the
+        resolution of a TIFF).
     image_key
         Name of the image.
 

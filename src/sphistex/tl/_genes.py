@@ -82,4 +82,4 @@ def _with_counts(table: AnnData, names: list[str]) -> list[str]:
     if not counted.all():
         never = ", ".join(np.array(names)[~counted])
         warnings.warn(f"genes without counts in the spots are left out: {never}", UserWarning, stacklevel=2)
-    return list(np.array(names)[counted])
+    return np.array(names)[counted].tolist()

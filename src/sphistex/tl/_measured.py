@@ -155,7 +155,7 @@ def chosen_genes(placed: Sequence[Placed], genes: int | Sequence[str] | None) ->
     seen = np.asarray((counts > 0).mean(0)).ravel()
     wanted = DEFAULT_N_GENES if genes is None else genes
     often = seen >= min(_SEEN, np.sort(seen)[-min(int(wanted), len(seen))] if wanted > 0 else 1)
-    names = list(np.array(shared)[often])
+    names = np.array(shared)[often].tolist()
     return choose_genes(AnnData(counts[:, often], var=pd.DataFrame(index=names)), wanted)
 
 
