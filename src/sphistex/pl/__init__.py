@@ -1,5 +1,6 @@
 """Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
 
+from sphistex.pl.annotation import annotation
 from sphistex.pl.attribution import attribution
 from sphistex.pl.confidence import confidence
 from sphistex.pl.copy_number import copy_number
@@ -8,10 +9,12 @@ from sphistex.pl.expression import expression
 from sphistex.pl.features import features
 from sphistex.pl.histology import histology
 from sphistex.pl.outcomes import kaplan_meier, roc
+from sphistex.pl.patterns import patterns
 from sphistex.pl.regions import regions
 from sphistex.pl.training import training
 
 __all__ = [
+    "annotation",
     "attribution",
     "confidence",
     "copy_number",
@@ -20,6 +23,7 @@ __all__ = [
     "features",
     "histology",
     "kaplan_meier",
+    "patterns",
     "regions",
     "roc",
     "training",

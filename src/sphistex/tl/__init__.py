@@ -2,6 +2,7 @@
 
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.nn.histology import HistologyModel, HistologyParameters
+from sphistex.tl.annotate import annotate
 from sphistex.tl.cross_validate import HistologyScores, cross_validate_histology
 from sphistex.tl.enrich import enrich
 from sphistex.tl.features import superpixel_features
@@ -14,7 +15,9 @@ from sphistex.tl.lattice_features import lattice_features
 from sphistex.tl.markers import markers
 from sphistex.tl.outcome_model import OutcomeModel
 from sphistex.tl.predict import predict
+from sphistex.tl.spatial_patterns import spatial_patterns
 from sphistex.tl.super_resolve import super_resolve
+from sphistex.tl.transfer_annotation import transfer_annotation
 from sphistex.tl.tumour_subtypes import tumour_subtypes
 from sphistex.tl.validate import validate
 
@@ -25,6 +28,7 @@ __all__ = [
     "HistologyScores",
     "OutcomeModel",
     "SuperResolver",
+    "annotate",
     "confidence",
     "cross_validate_histology",
     "enrich",
@@ -37,8 +41,10 @@ __all__ = [
     "open_genes",
     "predict",
     "predict_histology",
+    "spatial_patterns",
     "super_resolve",
     "superpixel_features",
+    "transfer_annotation",
     "trusted_scale",
     "tumour_subtypes",
     "validate",

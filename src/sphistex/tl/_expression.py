@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -12,6 +13,7 @@ from scipy import sparse
 from spatialdata import SpatialData
 
 from sphistex._checks import check_open
+from sphistex.tl._lazy import LazyCounts
 
 # Counts per spot after normalisation, and what no logarithm of such counts exceeds.
 PER_SPOT = 1e4
@@ -56,7 +58,7 @@ class Expression:
         logs, made = cls(table, None), table.uns.get(name, {})
         predicted, resolved = "lattice" in made, "crop" in made
         whole, highest, totals = True, 0.0, np.zeros(table.n_obs)
-        for rows, values in logs.by_rows():
+        for rows, _, values in logs.blocks():
             if not np.isfinite(values).all() or (values.min(initial=0) < 0 and not predicted):
                 raise ValueError(
                     f"table {name!r} holds values that are negative, NaN or infinite: give counts, or counts that were "
@@ -64,14 +66,17 @@ class Expression:
                 )
             whole = whole and not (values % 1).any()
             highest = max(highest, float(values.max(initial=0)))
-            totals[rows] = values.sum(1, dtype=np.float64)
+            totals[rows] += values.sum(1, dtype=np.float64)
         if predicted or "log1p" in table.uns or not (whole or resolved or highest > _HIGHEST_LOG):
             return logs
         return cls(table, np.divide(PER_SPOT, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
 
-    def read(self, rows: NDArray[np.intp], genes: slice | None = None) -> NDArray[np.float32]:
+    def read(self, rows: NDArray[np.intp], genes: slice | NDArray[np.intp] | None = None) -> NDArray[np.float32]:
         """Expression (n_rows, n_genes) of some spots and genes, by default all genes."""
-        values = self.table.X[rows] if genes is None else self.table.X[:, genes][rows]
+        return self._in_memory(self.table.X[rows] if genes is None else self.table.X[:, genes][rows], rows)
+
+    def _in_memory(self, values: Any, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Expression from what ``X`` holds of the spots ``rows``."""
         values = values.compute() if hasattr(values, "compute") else values
         values = np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float32)
         return values if self.factor is None else np.log1p(values * self.factor[rows, None])
@@ -80,6 +85,38 @@ class Expression:
         """Expression (n_obs,) of one gene."""
         place = int(self.table.var_names.get_loc(name))
         return self.read(np.arange(self.table.n_obs), slice(place, place + 1))[:, 0]
+
+    def blocks(
+        self, rows: NDArray[np.intp] | None = None, genes: NDArray[np.intp] | None = None
+    ) -> Iterator[tuple[slice, slice, NDArray[np.float32]]]:
+        """Some spots and genes, by default all, in the parts that cost least to read.
+
+        Lazy counts are computed for some genes of all spots at once, others are read spot by spot.
+
+        Parameters
+        ----------
+        rows, genes
+            Places of the spots (n_rows,) and of the genes (n_genes,) in the table.
+
+        Yields
+        ------
+        Which of ``rows``, which of ``genes``, and their expression.
+        """
+        rows = np.arange(self.table.n_obs) if rows is None else rows
+        n_genes = self.table.n_vars if genes is None else len(genes)
+        if isinstance(self.table.X, LazyCounts):
+            at_once = max(1, _NUMBERS // max(1, len(rows)))
+            genes = np.arange(n_genes) if genes is None else genes
+            for first in range(0, n_genes, at_once):
+                part = slice(first, min(first + at_once, n_genes))
+                yield slice(0, len(rows)), part, self.read(rows, genes[part])
+            return
+        at_once = max(1, _NUMBERS // max(1, self.table.n_vars))
+        for first in range(0, len(rows), at_once):
+            part = slice(first, min(first + at_once, len(rows)))
+            values = self.table.X[rows[part]]
+            values = values if genes is None else values[:, genes]
+            yield part, slice(0, n_genes), self._in_memory(values, rows[part])
 
     def by_rows(self, rows: NDArray[np.intp] | None = None) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
         """Some spots, by default all, as many at once as memory allows: which (n,), and their expression."""

@@ -1,0 +1,51 @@
+"""A result by name, and the section that it was made from."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from anndata import AnnData
+from spatialdata import SpatialData
+
+from sphistex._checks import check_open
+from sphistex._section import Section, resolve_section
+from sphistex.tl._expression import find_table
+
+
+def find_result(sdata: SpatialData, table_key: str) -> tuple[AnnData, dict[str, Any]]:
+    """Table of a result, and how it was made, whatever name it is stored under now.
+
+    Raises
+    ------
+    KeyError
+        If there is no table of that name.
+    ValueError
+        If it is no result, has no superpixels or genes, or is a lazy one that was not opened.
+    """
+    table, made = find_table(sdata, table_key), None
+    for record in table.uns.values():
+        if isinstance(record, dict) and {"pitch_um", "mpp", "section"} <= set(record):
+            made = record
+    if made is None or not {"array_row", "array_col"} <= set(table.obs):
+        results = [name for name, other in sdata.tables.items() if "section" in other.uns.get(name, {})]
+        raise ValueError(
+            f"table_key={table_key!r} is a table, but not a result of sphistex.tl.super_resolve; results are {results}"
+        )
+    check_open(table, table_key)
+    return table, made
+
+
+def section_of(sdata: SpatialData, made: dict[str, Any], table_key: str) -> Section:
+    """The image, spots and counts that a result was made from.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If they are gone, or it was made from an image alone.
+    """
+    if not made.get("spots", True):
+        raise ValueError(f"table_key={table_key!r} was predicted from an image alone: there are no spots")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # what there is to say was said when the result was made
+        return resolve_section(sdata, mpp=float(made["mpp"]), **made["section"])

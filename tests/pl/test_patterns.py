@@ -1,0 +1,48 @@
+"""A dot for every gene, one for its null, and the names of those beyond it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sphistex import pl
+
+TABLE = pd.DataFrame(
+    {
+        "gene": ["A", "B", "C"] * 2,
+        "statistic": ["moran"] * 3 + ["geary"] * 3,
+        "before": [0.1, 0.2, 0.3, 0.9, 0.8, 0.7],
+        "after": [0.6, 0.5, 0.7, 0.2, 0.5, 0.4],
+        "null": [0.1, 0.6, 0.6, 0.3, 0.1, 0.8],
+    }
+)
+
+
+def test_genes_and_nulls_are_where_they_belong_and_those_beyond_are_named():
+    figure = pl.patterns(TABLE, return_fig=True)
+    assert figure is not None
+    for ax, statistic in zip(figure.axes, ("moran", "geary"), strict=True):
+        expected = TABLE[TABLE["statistic"] == statistic]
+        dots: list[Any] = [one for one in ax.collections if one.get_label() in ("without the image", "super-resolved")]
+        for one, column in zip(dots, ("null", "after"), strict=True):
+            np.testing.assert_allclose(one.get_offsets(), expected[["before", column]])
+        # Geary's C is the lower, the more patterned
+        named = ["A", "C"]
+        assert sorted(text.get_text() for text in ax.texts) == named
+
+
+def test_without_a_null_there_is_one_dot_a_gene():
+    figure = pl.patterns(TABLE.assign(null=np.nan), n_named=1, return_fig=True)
+    assert figure is not None
+    assert [len(ax.texts) for ax in figure.axes] == [1, 1]
+    assert "without the image" not in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_mistakes_are_named():
+    with pytest.raises(KeyError, match=r"lacks the columns \['after'\]"):
+        pl.patterns(TABLE.drop(columns="after"))
+    with pytest.raises(ValueError, match="nothing to draw"):
+        pl.patterns(TABLE[:0])
