@@ -1,5 +1,6 @@
 """Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
 
+from sphistex.pl.aggregates import aggregates
 from sphistex.pl.attribution import attribution
 from sphistex.pl.confidence import confidence
 from sphistex.pl.copy_number import copy_number
@@ -7,11 +8,14 @@ from sphistex.pl.enrichment import enrichment
 from sphistex.pl.expression import expression
 from sphistex.pl.features import features
 from sphistex.pl.histology import histology
+from sphistex.pl.interface import interface
 from sphistex.pl.outcomes import kaplan_meier, roc
+from sphistex.pl.profiles import profiles
 from sphistex.pl.regions import regions
 from sphistex.pl.training import training
 
 __all__ = [
+    "aggregates",
     "attribution",
     "confidence",
     "copy_number",
@@ -19,7 +23,9 @@ __all__ = [
     "expression",
     "features",
     "histology",
+    "interface",
     "kaplan_meier",
+    "profiles",
     "regions",
     "roc",
     "training",
