@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import shapely
 from shapely import Point, box
 
 from sphistex.bags import Bags
@@ -28,6 +29,29 @@ def test_polygons_have_the_same_weights_as_the_disks_that_they_outline():
     outlines = [Point(xy).buffer(radius, quad_segs=256) for xy, radius in zip(centres, radii, strict=True)]
     polygons = Bags.from_polygons(grid, outlines)
     np.testing.assert_allclose(polygons.weights.toarray(), disks.weights.toarray(), atol=3e-3)
+
+
+def test_overlaps_of_polygons_are_those_that_geos_cuts_out(monkeypatch):
+    monkeypatch.setattr("sphistex._coverage._CORNERS", 100)  # a few at once
+    rng = np.random.default_rng(1)
+    polygons = []
+    for number in range(40):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 40)))
+        radii = rng.uniform(0.2, 9) * rng.uniform(0.4, 1, len(angles))
+        centre = rng.uniform(-3, 33, 2)
+        star = centre + radii[:, None] * np.column_stack([np.cos(angles), np.sin(angles)])
+        polygon = shapely.make_valid(shapely.Polygon(star if number % 2 else star[::-1]))
+        if number % 3 == 0:  # a hole
+            polygon = polygon.difference(Point(centre).buffer(0.3 * radii.mean()))
+        if number % 4 == 0:  # another part, along the lines of the grid
+            polygon = polygon.union(box(*rng.integers(0, 10, 2), *rng.integers(11, 20, 2)))
+        polygons.append(polygon)
+    row, column = np.indices((25, 30)).reshape(2, -1)
+    squares = shapely.box(column, row, column + 1, row + 1)
+    expected = [shapely.area(shapely.intersection(polygon, squares)) for polygon in polygons]
+    found = Bags.from_polygons(Grid((25, 30), mpp=8.0), [*polygons, None, shapely.Polygon()]).weights.toarray()
+    np.testing.assert_allclose(found[:-2], expected, atol=1e-9)
+    assert not found[-2:].any()
 
 
 def test_a_polygon_outside_the_image_is_an_empty_bag():

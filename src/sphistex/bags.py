@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from sphistex._coverage import polygon_overlaps
 from sphistex.grid import Grid
 
 # Columns of a superpixel over which its overlap with a disk is integrated (exact along the other axis).
 _SLICES = 64
-# Polygons whose overlaps are in memory at once.
-_POLYGONS_AT_ONCE = 20_000
+# Pairs of a disk and a superpixel that are in memory at once.
+_PAIRS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,13 @@ class Bags:
         """Bags of circular spots with centres ``xy_px`` (n, 2) and radius (scalar or (n,)), in image pixels."""
         centres = np.asarray(xy_px, dtype=float) / grid.pitch_px
         radii = np.broadcast_to(np.asarray(radius_px, dtype=float) / grid.pitch_px, len(centres))
-        reach = int(np.ceil(radii.max(initial=0.0))) + 1
-        offsets = np.arange(-reach, reach + 1)
-        columns = np.floor(centres[:, :1]).astype(int) + offsets
-        rows = np.floor(centres[:, 1:]).astype(int) + offsets
-        overlap = _disk_square_overlap(
-            columns[:, None, :] - centres[:, 0, None, None], rows[:, :, None] - centres[:, 1, None, None], radii
-        )
-        rows, columns = np.broadcast_arrays(rows[:, :, None], columns[:, None, :])
-        spots = np.broadcast_to(np.arange(len(centres))[:, None, None], rows.shape)
-        inside = (overlap > 1e-9) & (rows >= 0) & (rows < grid.shape[0]) & (columns >= 0) & (columns < grid.shape[1])
-        index = rows[inside] * grid.shape[1] + columns[inside]
-        shape = (len(centres), grid.size)
-        return cls(sparse.csr_matrix((overlap[inside], (spots[inside], index)), shape=shape), grid)
+        side = 2 * int(np.ceil(radii.max(initial=0.0))) + 3
+        at_once = max(1, _PAIRS_AT_ONCE // side**2)
+        parts = [
+            _disk_overlaps(centres[first : first + at_once], radii[first : first + at_once], grid)
+            for first in range(0, len(centres), at_once)
+        ]
+        return cls(sparse.csr_matrix(sparse.vstack([sparse.csr_matrix((0, grid.size)), *parts])), grid)
 
     @classmethod
     def from_polygons(cls, grid: Grid, polygons: ArrayLike) -> Bags:
@@ -73,12 +68,7 @@ class Bags:
         import shapely  # here, so that the computing core runs where there is none
 
         scaled = shapely.transform(np.asarray(polygons, dtype=object), lambda xy: xy / grid.pitch_px)
-        parts = [
-            _polygon_overlaps(scaled[first : first + _POLYGONS_AT_ONCE], grid)
-            for first in range(0, len(scaled), _POLYGONS_AT_ONCE)
-        ]
-        blank = sparse.csr_matrix((0, grid.size))
-        return cls(sparse.csr_matrix(sparse.vstack([blank, *parts])), grid)
+        return cls(polygon_overlaps(scaled, grid.shape), grid)
 
     def within(self, mask: NDArray[np.bool_]) -> Bags:
         """The same spots without the superpixels outside ``mask`` (rows, columns), such as a tissue mask."""
@@ -101,6 +91,22 @@ class Bags:
         return index, weight
 
 
+def _disk_overlaps(centres: NDArray, radii: NDArray, grid: Grid) -> sparse.csr_matrix:
+    """Area that disks share with the superpixels, (n_disks, n_superpixels); all in units of the grid."""
+    reach = int(np.ceil(radii.max())) + 1
+    offsets = np.arange(-reach, reach + 1)
+    columns = np.floor(centres[:, :1]).astype(int) + offsets
+    rows = np.floor(centres[:, 1:]).astype(int) + offsets
+    overlap = _disk_square_overlap(
+        columns[:, None, :] - centres[:, 0, None, None], rows[:, :, None] - centres[:, 1, None, None], radii
+    )
+    rows, columns = np.broadcast_arrays(rows[:, :, None], columns[:, None, :])
+    spots = np.broadcast_to(np.arange(len(centres))[:, None, None], rows.shape)
+    inside = (overlap > 1e-9) & (rows >= 0) & (rows < grid.shape[0]) & (columns >= 0) & (columns < grid.shape[1])
+    index = rows[inside] * grid.shape[1] + columns[inside]
+    return sparse.csr_matrix((overlap[inside], (spots[inside], index)), shape=(len(centres), grid.size))
+
+
 def _disk_square_overlap(left: NDArray, top: NDArray, radii: NDArray) -> NDArray[np.float64]:
     """Area shared by unit squares (corner ``left``, ``top``) and disks of ``radii`` around the origin.
 
@@ -111,20 +117,3 @@ def _disk_square_overlap(left: NDArray, top: NDArray, radii: NDArray) -> NDArray
         half_chord = np.sqrt(np.maximum(radii[:, None, None] ** 2 - (left + step) ** 2, 0.0))
         area += np.clip(np.minimum(top + 1, half_chord) - np.maximum(top, -half_chord), 0.0, None)
     return area / _SLICES
-
-
-def _polygon_overlaps(polygons: NDArray[np.object_], grid: Grid) -> sparse.csr_matrix:
-    """Area that polygons share with the unit squares of the grid, (n_polygons, n_superpixels)."""
-    import shapely
-
-    bounds = shapely.bounds(polygons)
-    low = np.clip(np.floor(bounds[:, :2]), 0, grid.shape[::-1]).astype(int)
-    high = np.clip(np.ceil(bounds[:, 2:]), low, grid.shape[::-1]).astype(int)
-    columns, rows = (high - low).T
-    owner = np.repeat(np.arange(len(polygons)), columns * rows)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(columns * rows) - columns * rows, columns * rows)
-    column, row = low[owner, 0] + place % columns[owner], low[owner, 1] + place // columns[owner]
-    shared = shapely.area(shapely.intersection(polygons[owner], shapely.box(column, row, column + 1, row + 1)))
-    inside = shared > 1e-9
-    index = row[inside] * grid.shape[1] + column[inside]
-    return sparse.csr_matrix((shared[inside], (owner[inside], index)), shape=(len(polygons), grid.size))

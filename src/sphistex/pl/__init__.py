@@ -1,5 +1,6 @@
 """Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
 
+from sphistex.pl.aggregates import aggregates
 from sphistex.pl.annotation import annotation
 from sphistex.pl.attribution import attribution
 from sphistex.pl.confidence import confidence
@@ -8,13 +9,16 @@ from sphistex.pl.enrichment import enrichment
 from sphistex.pl.expression import expression
 from sphistex.pl.features import features
 from sphistex.pl.histology import histology
+from sphistex.pl.interface import interface
 from sphistex.pl.outcomes import kaplan_meier, roc
 from sphistex.pl.patterns import patterns
+from sphistex.pl.profiles import profiles
 from sphistex.pl.regions import regions
 from sphistex.pl.training import training
 
 __all__ = [
     "annotation",
+    "aggregates",
     "attribution",
     "confidence",
     "copy_number",
@@ -22,8 +26,10 @@ __all__ = [
     "expression",
     "features",
     "histology",
+    "interface",
     "kaplan_meier",
     "patterns",
+    "profiles",
     "regions",
     "roc",
     "training",

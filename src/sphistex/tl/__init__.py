@@ -2,6 +2,8 @@
 
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.nn.histology import HistologyModel, HistologyParameters
+from sphistex.tl.aggregate_by import aggregate_by
+from sphistex.tl.aggregates import aggregates
 from sphistex.tl.annotate import annotate
 from sphistex.tl.cross_validate import HistologyScores, cross_validate_histology
 from sphistex.tl.enrich import enrich
@@ -10,11 +12,13 @@ from sphistex.tl.fit import fit
 from sphistex.tl.fit_outcome import fit_outcome
 from sphistex.tl.genes import materialise, open_genes, trusted_scale
 from sphistex.tl.histology import fit_histology, predict_histology
+from sphistex.tl.interface import interface
 from sphistex.tl.intervals import confidence
 from sphistex.tl.lattice_features import lattice_features
 from sphistex.tl.markers import markers
 from sphistex.tl.outcome_model import OutcomeModel
 from sphistex.tl.predict import predict
+from sphistex.tl.profiles import profiles
 from sphistex.tl.spatial_patterns import spatial_patterns
 from sphistex.tl.super_resolve import super_resolve
 from sphistex.tl.transfer_annotation import transfer_annotation
@@ -29,12 +33,15 @@ __all__ = [
     "OutcomeModel",
     "SuperResolver",
     "annotate",
+    "aggregate_by",
+    "aggregates",
     "confidence",
     "cross_validate_histology",
     "enrich",
     "fit",
     "fit_histology",
     "fit_outcome",
+    "interface",
     "lattice_features",
     "markers",
     "materialise",
@@ -42,6 +49,7 @@ __all__ = [
     "predict",
     "predict_histology",
     "spatial_patterns",
+    "profiles",
     "super_resolve",
     "superpixel_features",
     "transfer_annotation",

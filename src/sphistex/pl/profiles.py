@@ -1,0 +1,119 @@
+"""Genes along the way across a border."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from spatialdata import SpatialData
+
+from sphistex.pl._canvas import DPI, finish
+from sphistex.tl import profiles as measured_profiles
+
+_MOST_COLUMNS = 4
+_PANEL_INCHES = 2.4, 2.0
+
+
+def profiles(
+    sdata: SpatialData,
+    genes: str | Sequence[str],
+    *,
+    table_key: str = "superres",
+    distance_key: str = "distance_um",
+    bin_um: float = 16.0,
+    max_um: float | None = 200.0,
+    block_um: float = 200.0,
+    level: float = 0.95,
+    layer: str | None = None,
+    colour: str = "tab:blue",
+    save: str | Path | None = None,
+    return_fig: bool = False,
+) -> Figure | None:
+    """Draw the mean of each gene along the distance from a border, with its confidence band; a panel for each gene.
+
+    Bins in which a single square has superpixels have no band.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with a table to which :func:`sphistex.tl.interface` added distances.
+    genes
+        One gene or several.
+    table_key, distance_key, bin_um, max_um, block_um, level, layer
+        As in :func:`sphistex.tl.profiles`.
+    colour
+        Of the lines.
+    save
+        File to save the figure to; its ending says the format.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    The figure if ``return_fig``.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`sphistex.tl.profiles`.
+
+    Examples
+    --------
+    >>> import sphistex as sx
+    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
+    >>> sx.tl.interface(sdata, ("compartment", "tumour"), table_key="truth")
+    >>> genes = list(sdata.tables["truth"].var_names[:2])
+    >>> figure = sx.pl.profiles(sdata, genes, table_key="truth", return_fig=True)
+    >>> [ax.get_title() for ax in figure.axes] == genes
+    True
+    """
+    found = measured_profiles(
+        sdata,
+        genes,
+        table_key=table_key,
+        distance_key=distance_key,
+        bin_um=bin_um,
+        max_um=max_um,
+        block_um=block_um,
+        level=level,
+        layer=layer,
+    )
+    names = list(found["gene"].unique())
+    n_columns = min(_MOST_COLUMNS, len(names))
+    n_rows = -(-len(names) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        squeeze=False,
+        sharex=True,
+        figsize=(_PANEL_INCHES[0] * n_columns + 0.4, _PANEL_INCHES[1] * n_rows + 0.4),
+        layout="constrained",
+        dpi=DPI,
+        facecolor="white",
+    )
+    for ax, name in zip(axes.ravel(), names, strict=False):
+        _draw(ax, found[found["gene"] == name], colour)
+        ax.set_title(name, fontsize=10, fontstyle="italic")
+    for ax in axes.ravel()[len(names) :]:
+        ax.remove()
+    for ax in axes.ravel()[max(0, len(names) - n_columns) : len(names)]:  # the lowest one of each column
+        ax.tick_params(labelbottom=True)
+    figure.supxlabel("µm from the border, inside below 0", fontsize=9)
+    figure.supylabel("counts per superpixel" if layer is None else layer, fontsize=9)
+    return finish(figure, save, return_fig)
+
+
+def _draw(ax: Axes, profile: pd.DataFrame, colour: str) -> None:
+    at = profile["distance_um"]
+    ax.axvline(0, color="0.4", linewidth=0.8, linestyle="--")
+    ax.fill_between(at, profile["low"], profile["high"], color=colour, alpha=0.25, linewidth=0)
+    ax.plot(at, profile["mean"], color=colour, linewidth=1.4)
+    if (profile["mean"] >= 0).all():
+        ax.set_ylim(bottom=0, top=max(1e-9, 1.08 * float(np.nanmax(profile[["mean", "high"]].to_numpy()))))
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
