@@ -17,8 +17,8 @@ from sphistex.pl.regions import regions
 from sphistex.pl.training import training
 
 __all__ = [
-    "annotation",
     "aggregates",
+    "annotation",
     "attribution",
     "confidence",
     "copy_number",

@@ -1,4 +1,4 @@
-"""Tools: superpixel features, fitting, prediction, how far to trust it, and what becomes of patients."""
+"""Tools: features, fitting, prediction, how far to trust it, what is found in it, and what becomes of patients."""
 
 from sphistex.nn import FitParameters, SuperResolver
 from sphistex.nn.histology import HistologyModel, HistologyParameters
@@ -32,9 +32,9 @@ __all__ = [
     "HistologyScores",
     "OutcomeModel",
     "SuperResolver",
-    "annotate",
     "aggregate_by",
     "aggregates",
+    "annotate",
     "confidence",
     "cross_validate_histology",
     "enrich",
@@ -48,8 +48,8 @@ __all__ = [
     "open_genes",
     "predict",
     "predict_histology",
-    "spatial_patterns",
     "profiles",
+    "spatial_patterns",
     "super_resolve",
     "superpixel_features",
     "transfer_annotation",
