@@ -1,5 +1,6 @@
 """Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
 
+from sphistex.pl.activity import activity
 from sphistex.pl.aggregates import aggregates
 from sphistex.pl.annotation import annotation
 from sphistex.pl.attribution import attribution
@@ -17,6 +18,7 @@ from sphistex.pl.regions import regions
 from sphistex.pl.training import training
 
 __all__ = [
+    "activity",
     "aggregates",
     "annotation",
     "attribution",

@@ -22,7 +22,7 @@ from sphistex.tl._expression import PER_SPOT, Expression
 from sphistex.tl._genes import choose_genes
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
 from sphistex.tl._results import find_result, section_of
-from sphistex.tl._shuffled import shuffled_result
+from sphistex.tl._shuffled import check_repeatable, shuffled_result
 from sphistex.tl.fit import check_seed
 
 Statistic = Literal["sepal", "moran", "geary"]
@@ -129,7 +129,7 @@ def spatial_patterns(
             _check_for_sepal(places, argument)
     seed = check_seed(seed)
     if null:
-        _check_null(sdata, made, section, table, table_key)
+        check_repeatable(sdata, made, section, table, table_key)
     judge = partial(_judged, names=list(table.var_names), genes=chosen, statistics=statistics)
     found = {"before": judge(section.table, measured), "after": judge(table, bins)}
     if null:
@@ -267,19 +267,3 @@ def _check_for_sepal(places: _Places, argument: str) -> None:
             f"{argument}: sepal needs places with {needed} neighbours, and the most that one has are {most}: "
             "leave sepal out of statistics=, or choose smaller bins"
         )
-
-
-def _check_null(sdata: SpatialData, made: dict[str, Any], section: Section, table: AnnData, table_key: str) -> None:
-    """Refuse a result that cannot be made again."""
-    if "unjudged" in made:
-        raise ValueError(
-            f"table_key={table_key!r} was predicted by the model of another section, which is not fitted again here: "
-            "pass null=False"
-        )
-    if made["features_key"] not in sdata.images:
-        raise KeyError(
-            f"null=True: the feature map {made['features_key']!r} of result {table_key!r} is not in sdata.images "
-            f"({sorted(sdata.images)}): make it again with sphistex.tl.superpixel_features, or pass null=False"
-        )
-    if table.n_obs != int(tissue_of(sdata, section, str(made["tissue_key"])).sum()):
-        raise ValueError(f"table_key={table_key!r} has been cut since it was made: take the whole, or pass null=False")
