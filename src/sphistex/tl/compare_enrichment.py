@@ -19,6 +19,9 @@ from sphistex.tl._spots import grouped_spots
 from sphistex.tl.enrich import best_markers, check_numbers, over_representation
 from sphistex.tl.fit import check_seed
 
+# Markers of a region: one in so many genes, within these limits.
+_SHARE, _MARKERS = 10, (10, 100)
+
 
 def compare_enrichment(
     sdata: SpatialData,
@@ -26,7 +29,7 @@ def compare_enrichment(
     gene_sets: GeneSets,
     groupby: str = "annotation",
     table_key: str = "superres",
-    n_markers: int = 100,
+    n_markers: int | None = None,
     max_q: float = 0.05,
     min_genes: int = 5,
     null: bool = True,
@@ -43,8 +46,11 @@ def compare_enrichment(
     ----------
     sdata
         SpatialData with a result of :func:`sphistex.tl.super_resolve` and what it was made from. It is not changed.
-    gene_sets, n_markers, max_q, min_genes
+    gene_sets, max_q, min_genes
         As in :func:`enrich`.
+    n_markers
+        At most so many markers of a region; by default a tenth of the genes, but at least 10 and no more than 100. Of
+        thousands of superpixels almost every gene that differs at all is significant.
     groupby
         Column of the result's ``obs`` with the regions, such as that of :func:`annotate`.
     table_key
@@ -91,6 +97,8 @@ def compare_enrichment(
     table, made = find_result(sdata, table_key)
     section = section_of(sdata, made, table_key)
     groups = grouped_spots(table, table_key, groupby)
+    if n_markers is None:
+        n_markers = int(np.clip(table.n_vars // _SHARE, *_MARKERS))
     check_numbers(n_markers, max_q, min_genes)
     sets = usable_gene_sets(gene_sets, table.var, table_key, min_genes)
     seed = check_seed(seed)
