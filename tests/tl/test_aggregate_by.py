@@ -238,6 +238,12 @@ def test_what_has_no_area_and_what_takes_too_much_is_refused(sdata, monkeypatch)
     add_shapes(sdata, [at(3, 20, 2, 2), shapely.LineString([(100, 100), (200, 200)])])
     with pytest.raises(ValueError, match=r"1 of 2 are LineString, which have no area, such as \[1\]"):
         tl.aggregate_by(sdata, "cells")
+    blank = np.zeros((10, 10), dtype=np.int32)
+    for values, message in ((blank, "0 everywhere"), (blank.astype(float), "dtype float64")):
+        labels = Labels2DModel.parse(values, dims=("y", "x"), transformations={"global": Identity()})
+        sdata.labels["nuclei"] = labels
+        with pytest.raises(ValueError, match=f"labels 'nuclei' are .*{message}"):
+            tl.aggregate_by(sdata, "nuclei")
     add_shapes(sdata, [at(3, 20, 2, 2)] * 1000)
     monkeypatch.setattr(settings, "memory_gb", 1e-5)
     with pytest.raises(ValueError, match="1,000 instances of 7 genes take .* genes="):

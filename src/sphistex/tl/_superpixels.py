@@ -56,12 +56,13 @@ class Superpixels:
         KeyError, ValueError
             If the table is none of them, its labels are gone or of others, or it is one superpixel.
         """
-        region = table.uns.get("spatialdata_attrs", {}).get("region")
-        if not isinstance(region, str) or not {"array_row", "array_col"} <= set(table.obs):
+        regions = np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))  # a list after a query
+        if len(regions) != 1 or not {"array_row", "array_col"} <= set(table.obs):
             raise ValueError(
-                f"table_key={table_key!r} is no table of superpixels, it annotates {region!r}: name a result of "
+                f"table_key={table_key!r} is no table of superpixels, it annotates {list(regions)}: name a result of "
                 "sphistex.tl.super_resolve"
             )
+        region = str(regions[0])
         if region not in sdata.labels:
             raise KeyError(f"table_key={table_key!r} annotates the labels {region!r}, which are gone: make it again")
         if table.n_obs < 2:
