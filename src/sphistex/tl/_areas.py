@@ -18,9 +18,10 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from sphistex._elements import are_circles
+from sphistex._section import moved
 from sphistex.bags import Bags
 from sphistex.settings import settings
-from sphistex.tl._superpixels import Superpixels, finest, moved
+from sphistex.tl._superpixels import Superpixels, finest
 
 # Labels are read at so many points along a superpixel's side: as many as it has pixels of the labels, within these.
 _FEWEST_POINTS, _MOST_POINTS = 8, 32

@@ -17,12 +17,13 @@ from spatialdata.models import TableModel
 from tqdm.auto import tqdm
 
 from sphistex._checks import check_genes, check_open
+from sphistex._section import moved
 from sphistex._store import add_element, check_free, record
 from sphistex.settings import settings
 from sphistex.tl._areas import Areas, areas_of
 from sphistex.tl._expression import find_table
 from sphistex.tl._gene_blocks import gene_blocks
-from sphistex.tl._superpixels import Superpixels, moved
+from sphistex.tl._superpixels import Superpixels
 
 
 def aggregate_by(
