@@ -21,6 +21,7 @@ from spatialdata.models import Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 from sphistex import settings, tl
+from sphistex._elements import candidates
 
 # A result whose raster starts 5 superpixels down and 3 to the right on an image of 16 px per superpixel of 8 µm.
 ROWS, COLUMNS, PITCH_PX, CORNER_PX = 30, 40, 16.0, np.array([48.0, 80.0])
@@ -205,6 +206,7 @@ def test_the_table_is_linked_to_its_element_also_on_disk(sdata, tmp_path: Path):
     add_shapes(sdata, [at(3 * i, 20, 2, 2) for i in range(10)], index=[f"c{i}" for i in range(10)])
     sdata.write(tmp_path / "section.zarr")
     tl.aggregate_by(sdata, "cells", key_added="expression")
+    assert "expression" not in candidates(sdata, "tables"), "and so is not taken for measured counts"
     again = read_zarr(tmp_path / "section.zarr")
     _, joined = join_spatialelement_table(sdata=again, spatial_element_names="cells", table_name="expression")
     assert joined is not None and joined.n_obs == 10
