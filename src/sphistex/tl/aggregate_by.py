@@ -92,6 +92,7 @@ def aggregate_by(
 
     Examples
     --------
+    >>> import numpy as np
     >>> import sphistex as sx
     >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
     >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1, conserve_counts=True)
