@@ -1,4 +1,4 @@
-"""Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
+"""Pictures: expression beside tissue and spots, regions, outcomes, how certain it is; the report and the viewer."""
 
 from sphistex.pl.attribution import attribution
 from sphistex.pl.confidence import confidence
@@ -9,7 +9,9 @@ from sphistex.pl.features import features
 from sphistex.pl.histology import histology
 from sphistex.pl.outcomes import kaplan_meier, roc
 from sphistex.pl.regions import regions
+from sphistex.pl.rgb import rgb
 from sphistex.pl.training import training
+from sphistex.pl.validation import validation
 
 __all__ = [
     "attribution",
@@ -21,6 +23,8 @@ __all__ = [
     "histology",
     "kaplan_meier",
     "regions",
+    "rgb",
     "roc",
     "training",
+    "validation",
 ]
