@@ -9,9 +9,11 @@ from sphistex.pl.features import features
 from sphistex.pl.histology import histology
 from sphistex.pl.outcomes import kaplan_meier, roc
 from sphistex.pl.regions import regions
+from sphistex.pl.report import report
 from sphistex.pl.rgb import rgb
 from sphistex.pl.training import training
 from sphistex.pl.validation import validation
+from sphistex.pl.view import view
 
 __all__ = [
     "attribution",
@@ -23,8 +25,10 @@ __all__ = [
     "histology",
     "kaplan_meier",
     "regions",
+    "report",
     "rgb",
     "roc",
     "training",
     "validation",
+    "view",
 ]
