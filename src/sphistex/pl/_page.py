@@ -159,6 +159,7 @@ class Page:
             interval=readings.interval(gene, counts),
             certainty=certainty,
             annotations=readings.annotations(self._chosen),
+            means="times_mean" in profile,
             genes=list(profile.head(_LISTED).itertuples()),
         )
 

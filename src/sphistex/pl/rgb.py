@@ -116,7 +116,7 @@ def rgb(
         picture = read_picture(sdata, section.image_key, window, section.mpp)
         add_scale_bar(axes[0])
     else:
-        figure, axes, titles = figure_of(ax), np.array([ax]), {SUPERPIXELS: ""}
+        figure, axes, titles = figure_of(ax), np.array([ax]), {SUPERPIXELS: titles[SUPERPIXELS]}
         frame(ax, window)
         add_scale_bar(ax)
     for panel, (column, title) in zip(axes, titles.items(), strict=True):
