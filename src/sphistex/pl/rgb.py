@@ -92,7 +92,7 @@ def rgb(
     Examples
     --------
     >>> import sphistex as sx
-    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
+    >>> sdata = sx.datasets.simulate(size_um=600, n_genes=20)
     >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1)
     >>> figure = sx.pl.rgb(sdata, model.genes[:3], return_fig=True)
     >>> [text.get_text() for text in figure.legends[0].get_texts()] == model.genes[:3]
