@@ -135,7 +135,7 @@ def test_a_port_in_use_is_named(certain: SpatialData):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} is in use: choose another one"):
+        with pytest.raises(OSError, match=f"port {port} is in use: pass another one"):
             sx.pl.view(certain, port=port, browser=False)
     with pytest.raises(ValueError, match="port=70000"):
         sx.pl.view(certain, port=70_000, browser=False)
