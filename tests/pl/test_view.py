@@ -273,7 +273,7 @@ class Reader:
         return round(x), round(y)
 
 
-def test_the_viewer_in_a_browser(certain: SpatialData, address: str, chromium: Any, tmp_path: Path):
+def test_the_viewer_in_a_browser(certain: SpatialData, chromium: Any, address: str, tmp_path: Path):
     from selenium.webdriver import Keys
 
     table = certain.tables["superres"]
