@@ -24,7 +24,7 @@ def simulated() -> SpatialData:
 def lazy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a lazy result of a real fit."""
     store = tmp_path_factory.mktemp("lazy") / "section.zarr"
-    section = datasets.simulate(size_um=700, n_genes=20)
+    section = datasets.simulate(size_um=600, n_genes=20)
     section.write(store)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

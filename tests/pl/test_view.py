@@ -135,7 +135,7 @@ def test_a_port_in_use_is_named(certain: SpatialData):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=f"port {port} is in use: choose another one"):
+        with pytest.raises(OSError, match=f"port {port} is in use: pass another one"):
             sx.pl.view(certain, port=port, browser=False)
     with pytest.raises(ValueError, match="port=70000"):
         sx.pl.view(certain, port=70_000, browser=False)
@@ -273,7 +273,7 @@ class Reader:
         return round(x), round(y)
 
 
-def test_the_viewer_in_a_browser(certain: SpatialData, address: str, chromium: Any, tmp_path: Path):
+def test_the_viewer_in_a_browser(certain: SpatialData, chromium: Any, address: str, tmp_path: Path):
     from selenium.webdriver import Keys
 
     table = certain.tables["superres"]

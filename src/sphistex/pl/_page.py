@@ -49,6 +49,7 @@ class Page:
 
     def __init__(self, readings: Readings, background: Background, gene: str) -> None:
         self._readings, self._background = readings, background
+        self._name: str
         self._map: GeneMap
         self._chosen: int | None = None
         self._waiting: Any = None
@@ -120,9 +121,12 @@ class Page:
         return source
 
     def _show_gene(self) -> None:
-        self._map = self._readings.gene(self._gene.value)
+        if self._gene.value not in self._readings.table.var_names:  # while it is being typed
+            return
+        self._name = self._gene.value
+        self._map = self._readings.gene(self._name)
         self._colours.high = max(float(np.nanpercentile(self._map.counts, _BRIGHTEST)), 1e-3)
-        self._plot.title.text = self._gene.value
+        self._plot.title.text = self._name
         self._mask()
         self._describe()
 
@@ -146,7 +150,7 @@ class Page:
         if self._chosen is None:
             self._side.text = ""
             return
-        gene, readings = self._gene.value, self._readings
+        gene, readings = self._name, self._readings
         profile = readings.profile(self._chosen)
         counts = float(profile.at[gene, "counts"])
         row, column = np.argwhere(readings.place == self._chosen)[0]
@@ -159,6 +163,7 @@ class Page:
             interval=readings.interval(gene, counts),
             certainty=certainty,
             annotations=readings.annotations(self._chosen),
+            means="times_mean" in profile,
             genes=list(profile.head(_LISTED).itertuples()),
         )
 

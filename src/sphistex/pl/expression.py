@@ -115,7 +115,7 @@ def expression(
         figure, axes = panels(len(names), len(titles), window)
         picture = read_picture(sdata, section.image_key, window, section.mpp)
     else:
-        figure, axes, titles = figure_of(ax), np.array([[ax]]), {SUPERPIXELS: names[0]}
+        figure, axes, titles = figure_of(ax), np.array([[ax]]), {SUPERPIXELS: titles[SUPERPIXELS]}
         frame(ax, window)
     for row, gene in zip(axes, names, strict=True):
         resolved = values_of(table, gene, layer)

@@ -94,7 +94,7 @@ def report(
     --------
     >>> from tempfile import TemporaryDirectory
     >>> import sphistex as sx
-    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
+    >>> sdata = sx.datasets.simulate(size_um=600, n_genes=20)
     >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1)
     >>> with TemporaryDirectory() as folder:
     ...     sx.pl.report(sdata, Path(folder) / "report.html")

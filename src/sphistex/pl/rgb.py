@@ -92,7 +92,7 @@ def rgb(
     Examples
     --------
     >>> import sphistex as sx
-    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
+    >>> sdata = sx.datasets.simulate(size_um=600, n_genes=20)
     >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1)
     >>> figure = sx.pl.rgb(sdata, model.genes[:3], return_fig=True)
     >>> [text.get_text() for text in figure.legends[0].get_texts()] == model.genes[:3]
@@ -116,7 +116,7 @@ def rgb(
         picture = read_picture(sdata, section.image_key, window, section.mpp)
         add_scale_bar(axes[0])
     else:
-        figure, axes, titles = figure_of(ax), np.array([ax]), {SUPERPIXELS: ""}
+        figure, axes, titles = figure_of(ax), np.array([ax]), {SUPERPIXELS: titles[SUPERPIXELS]}
         frame(ax, window)
         add_scale_bar(ax)
     for panel, (column, title) in zip(axes, titles.items(), strict=True):

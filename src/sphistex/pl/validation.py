@@ -65,9 +65,11 @@ def validation(
     Examples
     --------
     >>> import sphistex as sx
-    >>> sdata = sx.datasets.simulate(size_um=900, n_genes=20)
-    >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1)
-    >>> figure = sx.pl.validation(sdata, return_fig=True)
+    >>> sdata = sx.datasets.simulate(size_um=400, n_genes=20)
+    >>> genes = sdata.tables["counts"].var  # as tl.validate judges those of a result
+    >>> genes["halves_pearson"], genes["halves_interpolation"], genes["halves_ceiling"] = 0.6, 0.5, 0.9
+    >>> genes["halves_explained_share"], genes["halves_verdict"] = 0.67, "better"
+    >>> figure = sx.pl.validation(sdata, key="counts", return_fig=True)
     >>> figure.axes[0].get_xlabel()
     'r of interpolation'
     """
@@ -76,7 +78,7 @@ def validation(
     prefix = next(reversed(found), "") if by is None else f"{by}_"
     if prefix not in found:
         raise KeyError(
-            f"by={by!r}: the genes of {key!r} were judged by {[name.rstrip('_') for name in found]}; "
+            f"by={by!r}: the genes of {key!r} were judged by {[name.rstrip('_') for name in found] or 'nothing'}; "
             "sphistex.tl.validate judges them by halves and blocks"
         )
     scores = found[prefix]

@@ -108,4 +108,4 @@ def _free_port(port: int) -> int:
             return int(probe.getsockname()[1])
         except OSError as error:
             why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-            raise OSError(f"port {port} {why}: choose another one, or 0 for any that is free") from None
+            raise OSError(f"port {port} {why}: pass another one (port=, --port), or 0 for any that is free") from None
