@@ -15,6 +15,7 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
 
 import sphistex as sx
+from sphistex.metrics.baselines import linear
 from sphistex.tl._on_grid import smoothed, without_fragments
 from sphistex.tl._stability import most_stable, stability
 
@@ -72,6 +73,20 @@ def spot_compartments(sdata: SpatialData) -> pd.Series:
 def three(compartments: pd.Series) -> pd.Series:
     names = compartments.astype(str)
     return names.where(names.isin(["tumour", "stroma"]), "other")
+
+
+def test_lazy_and_dense_counts_give_the_same_regions(tmp_path: Path):
+    sdata = sx.datasets.simulate(size_um=600, n_genes=20)
+    model = sx.tl.super_resolve(sdata, encoder=colours, epochs=2, n_models=1, lazy=True, device="cpu")
+    sdata.write(tmp_path / "section.zarr")
+    sx.tl.annotate(sdata, n_clusters=3)
+    stored = read_zarr(tmp_path / "section.zarr").tables["superres"]
+    assert stored.X is None  # still lazy
+    sx.tl.predict(sdata, model, key_added="dense", lazy=False)
+    sx.tl.annotate(sdata, table_key="dense", n_clusters=3)
+    dense = sdata.tables["dense"].obs["annotation"]
+    # latent maps are kept in half precision
+    assert adjusted_rand_score(stored.obs["annotation"], dense) > 0.95
 
 
 def test_fragments_go_to_the_label_that_borders_them_most():
@@ -159,20 +174,6 @@ def test_a_number_is_chosen_and_recorded(sdata):
     assert (table.obs["annotation"] == table.obs["again"]).all()
 
 
-def test_lazy_and_dense_counts_give_the_same_regions(tmp_path: Path):
-    sdata = sx.datasets.simulate(size_um=600, n_genes=20)
-    model = sx.tl.super_resolve(sdata, encoder=colours, epochs=2, n_models=1, lazy=True, device="cpu")
-    sdata.write(tmp_path / "section.zarr")
-    sx.tl.annotate(sdata, n_clusters=3)
-    stored = read_zarr(tmp_path / "section.zarr").tables["superres"]
-    assert stored.X is None  # still lazy
-    sx.tl.predict(sdata, model, key_added="dense", lazy=False)
-    sx.tl.annotate(sdata, table_key="dense", n_clusters=3)
-    dense = sdata.tables["dense"].obs["annotation"]
-    # latent maps are kept in half precision
-    assert adjusted_rand_score(stored.obs["annotation"], dense) > 0.95
-
-
 def test_superpixels_get_the_classes_of_spots_and_of_their_expression(sdata):
     spots, table = sdata.tables["counts"], sdata.tables["superres"]
     classes = spot_compartments(sdata)
@@ -189,6 +190,25 @@ def test_superpixels_get_the_classes_of_spots_and_of_their_expression(sdata):
     made = table.uns["transferred"]
     assert sum(made["n_spots"].values()) == known.sum() and 1 / 3 < made["held_out_accuracy"] <= 1
     assert table.obs["transferred_probability"].between(1 / 3, 1).all()
+
+
+@pytest.mark.slow
+def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated_spots():
+    sdata = sx.datasets.simulate(size_um=1300, seed=1)
+    sx.tl.super_resolve(sdata, encoder="efficientnet_lite0")
+    result, spots, truth = (sdata.tables[name] for name in ("superres", "counts", "truth"))
+    between = result.copy()
+    counts = spots[:, result.var_names].X.toarray()
+    between.X = linear(spots.obsm["spatial"], counts, result.obsm["spatial"]).astype(np.float32)
+    between.uns["interpolated"] = between.uns.pop("superres")
+    sdata.tables["interpolated"] = between
+    compartment = pd.Series(truth.obs["compartment"].to_numpy(), index=map(tuple, truth.obsm["spatial"]))
+    true = compartment.reindex(map(tuple, result.obsm["spatial"])).to_numpy()
+    score = {}
+    for name in ("superres", "interpolated"):
+        sx.tl.annotate(sdata, table_key=name, n_clusters=8)  # as many as there are compartments
+        score[name] = sx.metrics.agreement(sdata.tables[name].obs["annotation"], true).adjusted_rand_index
+    assert score["superres"] > score["interpolated"] + 0.1
 
 
 @pytest.mark.parametrize(

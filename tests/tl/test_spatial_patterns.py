@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
 import squidpy as sq
+from scipy import sparse
 from spatialdata import SpatialData
 
 import sphistex as sx
 from sphistex._section import resolve_section
 from sphistex.tl._shuffled import _shuffled, shuffled_result
+from sphistex.tl.spatial_patterns import _bins, _judged, _measured, _Places
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,31 @@ def test_after_is_judged_on_sums_of_superpixels(sdata):
     sq.gr.spatial_neighbors(single, coord_type="grid", n_neighs=4)
     expected = sq.gr.spatial_autocorr(single, mode="moran", genes=list(found.index), copy=True, n_jobs=1)["I"]
     np.testing.assert_allclose(found["after"], expected[found.index], rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [20, 60])
+def test_sepal_tells_waves_from_noise_on_few_places_and_on_many(side: int):
+    places = np.argwhere(np.ones((side, side))).astype(float)
+    wave = np.sin(2 * np.pi * places[:, 0] / 20)
+    noise = np.random.default_rng(0).normal(size=(side**2, 2))
+    values = np.log1p(50 * np.exp(0.5 * np.stack([noise[:, 0], wave + noise[:, 1], 2 * wave], 1)))
+    bins = _Places(sparse.csc_array((0, 0)), places, 1.0, "square")
+    scores = _judged(bins, values.astype(np.float32), ["noise", "both", "wave"], ["sepal"]).to_numpy()
+    assert (np.diff(scores) > 0).all() and scores[2] > 5 * scores[0]
+
+
+def test_bins_of_visium_hd_are_pooled_where_superpixels_are(sdata):
+    table, truth = sdata.tables["superres"], sdata.tables["truth"]
+    section, made = resolve_section(sdata), table.uns["superres"]
+    xy = np.asarray(truth.obsm["spatial"])
+    fine = replace(section, xy_px=xy, outlines_px=np.empty(len(xy), dtype=object), table=truth)
+    bins, factor = _bins(table, section, 8.0, 64)
+    measured = _measured(sdata, made, fine, bins, factor)
+    origin = (np.asarray(made["crop"]) * 16)[::-1]
+    for place in (0, len(bins.xy) // 2):
+        inside = (np.floor((xy - origin) / (16 * factor)) == bins.xy[place]).all(1)
+        expected = truth.X[inside].sum(0)
+        np.testing.assert_allclose((measured.pool @ truth.X)[[place]].toarray(), np.asarray(expected).reshape(1, -1))
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def spatial_patterns(
     Examples
     --------
     >>> import sphistex as sx
-    >>> sdata = sx.datasets.simulate(size_um=900, n_genes=20)
+    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
     >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1)
     >>> table = sx.tl.spatial_patterns(sdata, genes=5, statistics=["moran"])
     >>> list(table.columns)

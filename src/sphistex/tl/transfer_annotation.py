@@ -88,9 +88,9 @@ def transfer_annotation(
     Examples
     --------
     >>> import sphistex as sx
-    >>> sdata = sx.datasets.simulate(size_um=900, n_genes=20)
+    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
     >>> spots = sdata.tables["counts"].obs
-    >>> spots["side"] = ["left" if column < 8 else "right" for column in spots["array_col"]]  # a pathologist's
+    >>> spots["side"] = ["left" if column < 7 else "right" for column in spots["array_col"]]  # a pathologist's
     >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1)
     >>> sx.tl.transfer_annotation(sdata, "side")
     >>> list(sdata.tables["superres"].obs["side"].cat.categories)
