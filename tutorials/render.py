@@ -26,9 +26,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="file names without .md; by default all")
     parser.add_argument("--out", type=Path, required=True, help="folder for the notebooks")
     arguments = parser.parse_args()
-    if not Path(os.environ.get("SPHISTEX_DATA", "")).is_dir() or not os.environ.get("SPHISTEX_DATA"):
-        parser.error("SPHISTEX_DATA does not name the folder with the real sections")
-    os.environ["SPHISTEX_DATA"] = str(Path(os.environ["SPHISTEX_DATA"]).resolve())
+    data = os.environ.get("SPHISTEX_DATA")
+    if not data or not Path(data).is_dir():
+        parser.error(f"SPHISTEX_DATA={data!r} does not name the folder with the real sections")
+    os.environ["SPHISTEX_DATA"] = str(Path(data).resolve())  # notebooks run elsewhere
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.names or sorted(path.stem for path in SOURCES.glob("*.md")):
         notebook = execute(SOURCES / f"{name}.md")
