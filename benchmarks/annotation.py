@@ -89,7 +89,7 @@ def kidney(arguments: argparse.Namespace) -> None:
     genes = list(dict.fromkeys([*markers, *choose_genes(sdata["counts"], arguments.genes)]))
     started = time.perf_counter()
     sx.tl.super_resolve(sdata, genes=genes, encoder=ENCODER)
-    print(f"{len(genes)} genes, features, fit and prediction {time.perf_counter() - started:.0f} s")
+    print(f"{len(genes)} genes with {markers}; features, fit and prediction {time.perf_counter() - started:.0f} s")
     add_interpolated(sdata)
     true = structures(sdata, genes=set(markers))
     outside = ~sdata.tables["superres"].obs["in_spot"].to_numpy()

@@ -74,7 +74,8 @@ def run(side: int, n_genes: int, histology: bool) -> dict[str, Any]:
     centres = np.array([[0.2, 0.2], [0.8, 0.3], [0.3, 0.8], [0.75, 0.75]])[:PIECES] * side
     row, column = np.indices((40, 40)).reshape(2, -1)
     around = 100 / MPP * np.column_stack([column + 0.5 * (row % 2), row * np.sqrt(3) / 2]) - 2600
-    xy = np.concatenate([np.round(centre / 100) * 100 + around for centre in centres])
+    cell = 100 / MPP * np.array([1, np.sqrt(3)])  # of one lattice over all pieces
+    xy = np.concatenate([np.round(centre / cell) * cell + around for centre in centres])
     inside = np.linalg.norm(xy[:, None] - centres, axis=-1).min(1) < RADIUS_PX - 60
     xy = xy[inside]
     counts = np.random.default_rng(0).poisson(5, (len(xy), n_genes)).astype(np.float32)

@@ -42,7 +42,7 @@ def resolved(section: Path) -> tuple[Path, Result]:
     return store, call("run", store, "--genes", "6", *BUILT_IN, *QUICK, *extras)
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["run"], ["bench"]])
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["run"], ["report"], ["view"], ["bench"]])
 def test_help_is_there_at_once(arguments: list[str]):
     code = f"from sphistex.cli import main; main({[*arguments, '--help']!r})"
     seconds = []

@@ -327,7 +327,7 @@ def _to_image(
     """Coordinate system used, and affine from the element to image pixels; any system will do if all agree."""
     systems = transforms_of(element)
     to_image = {
-        name: np.linalg.inv(_affine(image_systems[name])) @ _affine(systems[name])
+        name: np.linalg.inv(affine_of(image_systems[name])) @ affine_of(systems[name])
         for name in systems
         if name in image_systems
     }
@@ -372,18 +372,20 @@ def _placed(
     """Centres (n, 2), radii (n,) and, of what is no disk, outlines (n,) in image pixels."""
     geometry, stretch = shapes.geometry, np.sqrt(abs(np.linalg.det(to_image)))
     if are_circles(shapes) and bin_um is None:
-        return _moved(shapely.get_coordinates(geometry), to_image), shapes["radius"].to_numpy(float) * stretch, None
+        return moved(shapely.get_coordinates(geometry), to_image), shapes["radius"].to_numpy(float) * stretch, None
     if are_circles(shapes):  # bins are squares, also where the reader was asked for circles
         geometry = geometry.buffer(shapes["radius"], cap_style="square")
-    outlines = shapely.transform(geometry.to_numpy(), lambda xy: _moved(xy, to_image))
+    outlines = shapely.transform(geometry.to_numpy(), lambda xy: moved(xy, to_image))
     return shapely.get_coordinates(shapely.centroid(outlines)), np.sqrt(shapely.area(outlines) / np.pi), outlines
 
 
-def _moved(xy: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def moved(xy: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Points (n, 2) after an affine (3, 3)."""
     return xy @ affine[:2, :2].T + affine[:2, 2]
 
 
-def _affine(transformation: BaseTransformation) -> NDArray[np.float64]:
+def affine_of(transformation: BaseTransformation) -> NDArray[np.float64]:
+    """The transformation as a matrix (3, 3) for x and y."""
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
 
@@ -475,7 +477,7 @@ def _finer_image(sdata: SpatialData, image_key: str) -> str | None:
 
 
 def _pixel_size(transformation: BaseTransformation) -> float:
-    return float(np.sqrt(abs(np.linalg.det(_affine(transformation)[:2, :2]))))
+    return float(np.sqrt(abs(np.linalg.det(affine_of(transformation)[:2, :2]))))
 
 
 # ------------------------------------------------------------------------------------------- table rows

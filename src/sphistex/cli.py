@@ -1,4 +1,4 @@
-"""The commands ``sphistex demo``, ``run``, ``predict-histology`` and ``bench``."""
+"""The commands ``sphistex demo``, ``run``, ``report``, ``view``, ``predict-histology`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 # Everything else is imported inside the commands, so that --help is there at once.
 
 _PICTURED = 4
-# The most counted genes, among which those to be pictured are looked for.
-_LOOKED_AT = 200
 _DEVICE_HELP = "Where to compute: cpu, cuda (an NVIDIA card) or mps (a Mac's).  [default: the fastest there is]"
 
 
@@ -161,11 +159,58 @@ def run(
             model.save(save_model)
             click.echo(f"{save_model}: the fitted model, for sphistex.nn.SuperResolver.load")
         if pictures is not None:
+            from sphistex.pl._genes import most_patterned
+
             for number, sdata in enumerate(sections, start=1):
                 folder = pictures if len(stores) == 1 else pictures / f"{number}_{stores[number - 1].stem}"
                 table = sdata.tables[key]
-                shown = list(table.var_names) if isinstance(chosen, list) else _most_patterned(sdata, key)
+                named = list(table.var_names) if isinstance(chosen, list) else None
+                shown = named or most_patterned(sdata, table, table.uns[key])
                 click.echo(f"{folder}: {', '.join(_draw(sdata, key, shown[:_PICTURED], folder))}")
+
+
+@main.command()
+@click.argument("store", metavar="STORE", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    default="report.html",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page; replaced if it exists.",
+)
+@click.option("--genes", help="Genes to draw, separated by commas, or a text file with one name per line.")
+@click.option("--key", default="superres", show_default=True, help="Name of the result.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def report(store: Path, out: Path, genes: str | None, key: str, quiet: bool) -> None:
+    """Write the result in STORE to one HTML page, to look at, mail or archive.
+
+    It says what went in, how the result was made, how far to trust it, and what to be warned of, and shows genes. It
+    is a single file with its pictures in it; it needs no network.
+    """
+    with _reporting(quiet):
+        sdata = _read(store)
+        from sphistex import pl
+
+        pl.report(sdata, out, key=key, genes=_names(genes))
+        click.echo(f"{out}: the report of {key!r} in {store}")
+
+
+@main.command()
+@click.argument("store", metavar="STORE", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--port", default=5006, show_default=True, help="Port of the page; 0 for any that is free.")
+@click.option("--no-browser", is_flag=True, help="Print the address of the page, and do not open it.")
+@click.option("--key", default="superres", show_default=True, help="Name of the result.")
+def view(store: Path, port: int, no_browser: bool, key: str) -> None:
+    """Look around in the result in STORE with a browser: zoom, choose genes, click on superpixels.
+
+    The page is served by this command, to this machine only, until you press Ctrl+C. It needs the extra "view", and no
+    network.
+    """
+    with _reporting(quiet=True):
+        sdata = _read(store)
+        from sphistex import pl
+
+        pl.view(sdata, key=key, port=port, browser=not no_browser)
 
 
 @main.command("predict-histology")
@@ -295,7 +340,7 @@ def _reporting(quiet: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="zarr v3 autosharding")
             warnings.showwarning = lambda message, *_args, **_kwargs: handler.say(f"Warning: {message}")
             yield
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         if not _is_ours(error):
             raise
         raise click.ClickException(str(error.args[0] if isinstance(error, KeyError) else error)) from error
@@ -361,29 +406,19 @@ def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[Spati
 
 def _genes(text: str | None) -> int | list[str] | None:
     """A number, the lines of a file, or names separated by commas."""
+    return int(text) if text is not None and text.isdigit() else _names(text)
+
+
+def _names(text: str | None) -> list[str] | None:
+    """The lines of a file, or names separated by commas."""
     if text is None:
         return None
-    if text.isdigit():
-        return int(text)
     names = Path(text).read_text().splitlines() if Path(text).is_file() else text.split(",")
     return [name.strip() for name in names if name.strip()]
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _most_patterned(sdata: SpatialData, key: str) -> list[str]:
-    """Genes of a result that are counted often, those first whose counts vary most for their mean."""
-    import numpy as np
-
-    table = sdata.tables[key]
-    spots = sdata.tables[table.uns[key]["section"]["table_key"]]
-    counted = np.asarray(spots[:, table.var_names].X.sum(0)).ravel()
-    table = table[:, np.argsort(-counted, kind="stable")[:_LOOKED_AT]]
-    counts = np.asarray(table.X)
-    order = np.argsort(-counts.var(axis=0) / np.maximum(counts.mean(axis=0), 1e-9))
-    return list(table.var_names[order])
 
 
 def _draw(sdata: SpatialData, key: str, genes: list[str], folder: Path) -> list[str]:

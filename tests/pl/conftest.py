@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,12 +12,24 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import TableModel
 
-from sphistex import datasets
+from sphistex import datasets, tl
 
 
 @pytest.fixture(scope="session")
 def simulated() -> SpatialData:
     return datasets.simulate(size_um=(600, 800), n_genes=6, seed=1)
+
+
+@pytest.fixture(scope="session")
+def lazy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a lazy result of a real fit."""
+    store = tmp_path_factory.mktemp("lazy") / "section.zarr"
+    section = datasets.simulate(size_um=700, n_genes=20)
+    section.write(store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tl.super_resolve(section, encoder="efficientnet_lite0", epochs=2, n_models=1, lazy=True)
+    return store
 
 
 @pytest.fixture

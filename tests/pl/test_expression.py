@@ -76,6 +76,13 @@ def test_truth_is_a_fourth_column(sdata, genes):
     np.testing.assert_allclose(raster(resolved), raster(true), rtol=1e-6)
 
 
+def test_a_result_of_an_image_alone_has_no_panel_of_spots(sdata, genes):
+    sdata.tables["superres"].uns["superres"]["spots"] = False
+    drawn = panels(draw(sdata, genes, truth="truth", truth_layer="expected"))
+    assert [ax.get_title() for ax in drawn[:3]] == ["H&E", "sphistex, 8 µm", "Truth, 8 µm"]
+    np.testing.assert_allclose(raster(drawn[1]), raster(drawn[2]), rtol=1e-6)
+
+
 def test_superpixels_are_drawn_where_the_spots_over_them_are(sdata, genes):
     table = sdata.tables["superres"]
     table.X = np.repeat(np.arange(table.n_obs, dtype=np.float32)[:, None], table.n_vars, axis=1)

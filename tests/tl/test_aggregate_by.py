@@ -21,6 +21,7 @@ from spatialdata.models import Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, Translation
 
 from sphistex import settings, tl
+from sphistex._elements import candidates
 
 # A result whose raster starts 5 superpixels down and 3 to the right on an image of 16 px per superpixel of 8 µm.
 ROWS, COLUMNS, PITCH_PX, CORNER_PX = 30, 40, 16.0, np.array([48.0, 80.0])
@@ -205,6 +206,7 @@ def test_the_table_is_linked_to_its_element_also_on_disk(sdata, tmp_path: Path):
     add_shapes(sdata, [at(3 * i, 20, 2, 2) for i in range(10)], index=[f"c{i}" for i in range(10)])
     sdata.write(tmp_path / "section.zarr")
     tl.aggregate_by(sdata, "cells", key_added="expression")
+    assert "expression" not in candidates(sdata, "tables"), "and so is not taken for measured counts"
     again = read_zarr(tmp_path / "section.zarr")
     _, joined = join_spatialelement_table(sdata=again, spatial_element_names="cells", table_name="expression")
     assert joined is not None and joined.n_obs == 10
@@ -238,6 +240,12 @@ def test_what_has_no_area_and_what_takes_too_much_is_refused(sdata, monkeypatch)
     add_shapes(sdata, [at(3, 20, 2, 2), shapely.LineString([(100, 100), (200, 200)])])
     with pytest.raises(ValueError, match=r"1 of 2 are LineString, which have no area, such as \[1\]"):
         tl.aggregate_by(sdata, "cells")
+    blank = np.zeros((10, 10), dtype=np.int32)
+    for values, message in ((blank, "0 everywhere"), (blank.astype(float), "dtype float64")):
+        labels = Labels2DModel.parse(values, dims=("y", "x"), transformations={"global": Identity()})
+        sdata.labels["nuclei"] = labels
+        with pytest.raises(ValueError, match=f"labels 'nuclei' are .*{message}"):
+            tl.aggregate_by(sdata, "nuclei")
     add_shapes(sdata, [at(3, 20, 2, 2)] * 1000)
     monkeypatch.setattr(settings, "memory_gb", 1e-5)
     with pytest.raises(ValueError, match="1,000 instances of 7 genes take .* genes="):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -210,3 +215,55 @@ def test_without_decoupler_the_extra_is_named(sdata, sets, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "decoupler", None)
     with pytest.raises(ImportError, match=r'pip install "sphistex\[enrichment\]"'):
         tl.enrich(sdata, table_key="spots", gene_sets=sets)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """One set, of which the first query holds two genes, in the form in which g:Profiler answers."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(question)
+        query, genes = next(iter(question["query"].items()))
+        result = {"source": "GO:BP", "native": "GO:1", "name": "a/b", "p_value": 0.001, "significant": True}
+        result |= {"description": "", "term_size": 20, "query_size": len(genes), "intersection_size": 2}
+        result |= {"effective_domain_size": N_GENES, "precision": 1, "recall": 1, "query": query, "parents": []}
+        result |= {"intersections": [["IEA"], ["IEA"], *[None] * (len(genes) - 2)]}
+        ids = {"mapping": {gene: [f"E{gene}"] for gene in genes}, "ensgs": [f"E{gene}" for gene in genes]}
+        meta = {"query_metadata": {"queries": {query: genes}}, "genes_metadata": {"query": {query: ids}}}
+        body = json.dumps({"result": [result], "meta": meta}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_gprofiler_is_asked_about_markers_against_the_genes_of_the_table(sdata, monkeypatch: pytest.MonkeyPatch):
+    gprofiler = pytest.importorskip("gprofiler")
+    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        local = partial(gprofiler.GProfiler, base_url=f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(gprofiler, "GProfiler", local)
+        tl.enrich(sdata, table_key="spots", gene_sets="gprofiler:hsapiens", groupby="half")
+        server.shutdown()
+    table = sdata.tables["spots"]
+    (asked,) = _Answers.asked
+    assert asked["background"] == list(table.var_names) and asked["organism"] == "hsapiens"
+    markers = table.uns["enrichment"]["markers"]
+    assert asked["query"]["high"] == list(markers.loc[markers["group"] == "high", "gene"])
+    (found,) = table.uns["enrichment"]["over_representation"].to_dict("records")
+    assert found["gene_set"] == "GO:BP a_b" and found["q"] == 0.001 and found["n_overlap"] == 2
+    assert found["genes"] == ", ".join(asked["query"]["high"][:2])
+    assert "enrichment" not in table.obsm
+
+
+def test_what_gprofiler_does_not_answer_is_said(sdata):
+    pytest.importorskip("gprofiler")
+    with pytest.raises(ConnectionError, match="no result for organism 'nobody'.*GMT"):
+        tl.enrich(sdata, table_key="spots", gene_sets="gprofiler:nobody", groupby="half")
+    with pytest.raises(ValueError, match="pass groupby="):
+        tl.enrich(sdata, table_key="spots", gene_sets="gprofiler:hsapiens")
+    assert not sdata.tables["spots"].uns

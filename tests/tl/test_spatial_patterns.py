@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
 import squidpy as sq
@@ -13,8 +14,6 @@ from spatialdata import SpatialData
 import sphistex as sx
 from sphistex._section import resolve_section
 from sphistex.tl._shuffled import _shuffled, shuffled_result
-
-GENES = 3
 
 
 @pytest.fixture(scope="module")
@@ -27,37 +26,16 @@ def sdata(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpatialData]:
     sx.settings.cache_dir, sx.settings.progress = before
 
 
+@pytest.fixture(scope="module")
+def found(sdata) -> pd.DataFrame:
+    return sx.tl.spatial_patterns(sdata, genes=3)
+
+
 def colours(tiles: np.ndarray) -> np.ndarray:
     """Mean and spread of the colours of every patch: quick, and enough to tell compartments apart."""
     n, height, width, _ = tiles.shape
     patches = tiles.reshape(n, height // 16, 16, width // 16, 16, 3).astype(np.float32)
     return np.concatenate([patches.mean((2, 4)), patches.std((2, 4))], axis=-1)
-
-
-def test_statistics_are_those_of_squidpy(sdata):
-    found = sx.tl.spatial_patterns(sdata, genes=GENES, null=False)
-    assert list(found.columns) == ["gene", "statistic", "before", "after", "null"]
-    assert len(found) == 3 * GENES and found["null"].isna().all()
-    spots = sdata.tables["counts"].copy()
-    sc.pp.normalize_total(spots, target_sum=1e4)
-    sc.pp.log1p(spots)
-    sq.gr.spatial_neighbors(spots, coord_type="grid", n_neighs=6)
-    for statistic, column in (("moran", "I"), ("geary", "C")):
-        expected = sq.gr.spatial_autocorr(spots, mode=statistic, copy=True, n_jobs=1)[column]
-        own = found[found["statistic"] == statistic].set_index("gene")["before"]
-        np.testing.assert_allclose(own, expected[own.index], rtol=1e-4)
-    assert found["after"].notna().all()
-
-
-def test_after_is_judged_on_sums_of_superpixels(sdata):
-    table = sdata.tables["superres"]
-    found = sx.tl.spatial_patterns(sdata, genes=GENES, statistics="moran", bin_um=8, null=False).set_index("gene")
-    single = table.copy()
-    sc.pp.normalize_total(single, target_sum=1e4)
-    sc.pp.log1p(single)
-    sq.gr.spatial_neighbors(single, coord_type="grid", n_neighs=4)
-    expected = sq.gr.spatial_autocorr(single, mode="moran", genes=list(found.index), copy=True, n_jobs=1)["I"]
-    np.testing.assert_allclose(found["after"], expected[found.index], rtol=1e-4)
 
 
 def test_shuffling_moves_every_vector_and_loses_none(sdata, tmp_path):
@@ -88,9 +66,32 @@ def _mean_r(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(found.T, true.T, strict=True)]))
 
 
-def test_the_null_is_judged_like_the_result(sdata):
-    found = sx.tl.spatial_patterns(sdata, genes=GENES, statistics=["moran"], bin_um=16)
-    assert found["null"].between(-1, 1).all() and (found["null"] != found["after"]).all()
+def test_statistics_are_those_of_squidpy(sdata, found):
+    assert list(found.columns) == ["gene", "statistic", "before", "after", "null"]
+    assert len(found) == 9 and found.notna().all(axis=None)
+    spots = sdata.tables["counts"].copy()
+    sc.pp.normalize_total(spots, target_sum=1e4)
+    sc.pp.log1p(spots)
+    sq.gr.spatial_neighbors(spots, coord_type="grid", n_neighs=6)
+    for statistic, column in (("moran", "I"), ("geary", "C")):
+        expected = sq.gr.spatial_autocorr(spots, mode=statistic, copy=True, n_jobs=1)[column]
+        own = found[found["statistic"] == statistic].set_index("gene")["before"]
+        np.testing.assert_allclose(own, expected[own.index], rtol=1e-4)
+    # the null is judged in the same bins
+    moran = found[found["statistic"] == "moran"]
+    assert moran["null"].between(-1, 1).all() and (moran["null"] != moran["after"]).all()
+
+
+def test_after_is_judged_on_sums_of_superpixels(sdata):
+    table = sdata.tables["superres"]
+    found = sx.tl.spatial_patterns(sdata, genes=3, statistics="moran", bin_um=8, null=False).set_index("gene")
+    assert found["null"].isna().all()
+    single = table.copy()
+    sc.pp.normalize_total(single, target_sum=1e4)
+    sc.pp.log1p(single)
+    sq.gr.spatial_neighbors(single, coord_type="grid", n_neighs=4)
+    expected = sq.gr.spatial_autocorr(single, mode="moran", genes=list(found.index), copy=True, n_jobs=1)["I"]
+    np.testing.assert_allclose(found["after"], expected[found.index], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_a_null_needs_the_feature_map_and_the_whole_result(sdata):
     cut = SpatialData.init_from_elements({name: element for _, name, element in sdata.gen_elements()})
     cut.tables["superres"] = sdata.tables["superres"][:-20].copy()
     with pytest.raises(ValueError, match="has been cut.*null=False"):
-        sx.tl.spatial_patterns(cut, genes=GENES, statistics="moran")
+        sx.tl.spatial_patterns(cut, genes=3, statistics="moran")
     del cut.images["superpixel_features"]
     with pytest.raises(KeyError, match="'superpixel_features'.*null=False"):
-        sx.tl.spatial_patterns(cut, genes=GENES, statistics="moran")
+        sx.tl.spatial_patterns(cut, genes=3, statistics="moran")

@@ -97,6 +97,7 @@ def test_the_distance_is_kept_on_disk_and_nothing_else_is_replaced(halves, tmp_p
         ({"region": ("pathologist", "tumour")}, KeyError, "region='pathologist'.*'annotation'"),
         ({"region": "annotation"}, ValueError, "not a boolean column"),
         ({}, ValueError, "region=None, element_key=None: name one of them"),
+        ({"region": "superres_labels"}, ValueError, "pass element_key='superres_labels'"),
         ({"element_key": "outline"}, KeyError, "element_key='outline' is neither in sdata.shapes"),
         ({"region": ("annotation", "tumour"), "table_key": "other"}, KeyError, "table_key='other'"),
     ],
@@ -207,13 +208,13 @@ def test_genes_that_are_high_nowhere_together_make_no_aggregates(tissue):
 
 
 def test_aggregates_can_be_made_again_with_the_same_seed_and_summed(tissue, tmp_path: Path):
-    tissue.write(tmp_path / "section.zarr")
     tl.aggregates(tissue, SIGNATURE, seed=3)
     first = tissue.shapes["aggregates"]
     with pytest.raises(ValueError, match="pass overwrite=True"):
         tl.aggregates(tissue, SIGNATURE)
     tl.aggregates(tissue, SIGNATURE, seed=3, overwrite=True)
     assert tissue.shapes["aggregates"].equals(first)
+    tissue.write(tmp_path / "section.zarr")
     again = read_zarr(tmp_path / "section.zarr")
     assert again.shapes["aggregates"].geometry.geom_equals(first.geometry).all()
     tl.aggregate_by(again, "aggregates")

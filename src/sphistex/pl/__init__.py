@@ -1,5 +1,6 @@
-"""Pictures: expression beside tissue and spots, regions, outcomes, how certain it is, features, training."""
+"""Pictures: expression beside tissue and spots, regions, outcomes, how certain it is; the report and the viewer."""
 
+from sphistex.pl.activity import activity
 from sphistex.pl.aggregates import aggregates
 from sphistex.pl.annotation import annotation
 from sphistex.pl.attribution import attribution
@@ -14,9 +15,14 @@ from sphistex.pl.outcomes import kaplan_meier, roc
 from sphistex.pl.patterns import patterns
 from sphistex.pl.profiles import profiles
 from sphistex.pl.regions import regions
+from sphistex.pl.report import report
+from sphistex.pl.rgb import rgb
 from sphistex.pl.training import training
+from sphistex.pl.validation import validation
+from sphistex.pl.view import view
 
 __all__ = [
+    "activity",
     "aggregates",
     "annotation",
     "attribution",
@@ -31,6 +37,10 @@ __all__ = [
     "patterns",
     "profiles",
     "regions",
+    "report",
+    "rgb",
     "roc",
     "training",
+    "validation",
+    "view",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -63,10 +64,30 @@ def panels(n_rows: int, n_columns: int, window: Window) -> tuple[Figure, NDArray
         figsize=(PANEL_INCHES * n_columns + 0.8, height * n_rows + 0.4),
     )
     for ax in axes.ravel():
-        ax.set(xlim=(window.left, window.right), ylim=(window.bottom, window.top), aspect="equal", xticks=[], yticks=[])
-        ax.set_autoscale_on(False)
-        ax.spines[:].set_color("0.8")
+        frame(ax, window)
     return figure, axes
+
+
+def frame(ax: Axes, window: Window) -> None:
+    """Make a panel show a window and nothing else."""
+    ax.set(xlim=(window.left, window.right), ylim=(window.bottom, window.top), aspect="equal", xticks=[], yticks=[])
+    ax.set_autoscale_on(False)
+    ax.spines[:].set_color("0.8")
+
+
+def single(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """The axes that a user gave and their figure, or a new one of so many inches."""
+    if ax is not None:
+        return figure_of(ax), ax
+    return plt.subplots(figsize=(width, height), layout="constrained", dpi=DPI, facecolor="white")
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that axes are in, also those in a part of it."""
+    figure = ax.get_figure(root=True)
+    if figure is None:
+        raise ValueError("ax= is in no figure: it was removed from it")
+    return figure
 
 
 def draw_raster(ax: Axes, raster: NDArray, window: Window, **kwargs: object) -> None:
@@ -109,13 +130,21 @@ def round_length(longest: float) -> float:
     return float(max(step * power for step in (1, 2, 5) if step * power <= longest))
 
 
-def finish(figure: Figure, save: str | Path | None, return_fig: bool) -> Figure | None:
-    """Save, return or show a finished figure."""
+def finish(figure: Figure, save: str | Path | None, return_fig: bool, *, ax: Axes | None = None) -> Figure | None:
+    """Save, return or show a finished figure; one of which the user gave ``ax`` is neither shown nor closed."""
     if save is not None:
         Path(save).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(save, dpi=DPI)
+        write(figure, save)
+    if ax is not None:
+        return figure if return_fig else None
     if return_fig or save is not None:
         plt.close(figure)  # a notebook would show it a second time
         return figure if return_fig else None
     plt.show()
     return None
+
+
+def write(figure: Figure, target: str | Path | BinaryIO, *, dpi: float = DPI, format: str | None = None) -> None:
+    """Write a figure; text in vector formats stays text, which editors can change, instead of becoming outlines."""
+    with plt.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+        figure.savefig(target, dpi=dpi, format=format)

@@ -19,6 +19,7 @@ from sphistex._checks import check_open
 from sphistex._section import Section, image_alone, resolve_section
 from sphistex._thumbnail import shrink
 from sphistex.pl._canvas import PANEL_PX, Window
+from sphistex.tl.genes import open_genes
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,21 @@ class Lattice:
 
 def find_result(sdata: SpatialData, key: str) -> tuple[AnnData, dict[str, Any]]:
     """Table of a result, and how it was made."""
-    table = find_table(sdata, "key", key)
-    if key not in table.uns or "section" not in table.uns[key]:
-        made = [name for name, other in sdata.tables.items() if "section" in other.uns.get(name, {})]
-        raise KeyError(f"key={key!r} is a table, but not a result of sphistex.tl.super_resolve; results are {made}")
+    results = [name for name, other in sdata.tables.items() if "section" in other.uns.get(name, {})]
+    if key not in results:
+        held = "a table, but" if key in sdata.tables else f"not in sdata.tables {list(sdata.tables)},"
+        remedy = f"results are {results}" if results else "there is none; sphistex run STORE.zarr makes one"
+        raise KeyError(f"key={key!r} is {held} not a result of sphistex.tl.super_resolve: {remedy}")
+    table = sdata.tables[key]
     check_open(table, key)
     return table, table.uns[key]
+
+
+def open_result(sdata: SpatialData, key: str) -> tuple[AnnData, dict[str, Any]]:
+    """As :func:`find_result`; a lazy result that was read from disk gets its counts back."""
+    if key in sdata.tables and sdata.tables[key].X is None and "latent_key" in sdata.tables[key].uns.get(key, {}):
+        open_genes(sdata, key=key)
+    return find_result(sdata, key)
 
 
 def find_table(sdata: SpatialData, argument: str, name: str) -> AnnData:
@@ -124,11 +134,8 @@ def read_picture(sdata: SpatialData, image_key: str, window: Window, mpp: float)
 
     The coarsest level of a pyramid that is fine enough is read; what is finer is averaged down while it is read.
     """
-    if image_key not in sdata.images:
-        raise KeyError(f"image_key={image_key!r} is not in sdata.images: {list(sdata.images)}")
-    wanted_um = max(window.width, window.height) / PANEL_PX
-    levels = list(_levels(sdata.images[image_key], mpp))
-    image, level_mpp = next(((one, size) for one, size in reversed(levels) if size <= wanted_um), levels[0])
+    wanted_um = wanted_mpp(window)
+    image, level_mpp = level_for(sdata, image_key, wanted_um, mpp)
     spans = ((window.top, window.bottom, image.sizes["y"]), (window.left, window.right, image.sizes["x"]))
     (top, bottom), (left, right) = (
         (max(0, int(start / level_mpp)), min(size, int(np.ceil(stop / level_mpp)))) for start, stop, size in spans
@@ -139,6 +146,19 @@ def read_picture(sdata: SpatialData, image_key: str, window: Window, mpp: float)
     size_um = np.array(small.shape[:2]) * factor * level_mpp
     corner = left * level_mpp, top * level_mpp
     return small, Window(*corner, corner[0] + size_um[1], corner[1] + size_um[0])
+
+
+def wanted_mpp(window: Window) -> float:
+    """Microns per pixel at which a window fills a panel."""
+    return max(window.width, window.height) / PANEL_PX
+
+
+def level_for(sdata: SpatialData, image_key: str, wanted_um: float, mpp: float) -> tuple[DataArray, float]:
+    """The coarsest level of an image with at most ``wanted_um`` per pixel, or else the finest; and its own scale."""
+    if image_key not in sdata.images:
+        raise KeyError(f"image_key={image_key!r} is not in sdata.images: {list(sdata.images)}")
+    levels = list(_levels(sdata.images[image_key], mpp))
+    return next(((one, size) for one, size in reversed(levels) if size <= wanted_um), levels[0])
 
 
 def _levels(image: Any, mpp: float) -> Iterator[tuple[DataArray, float]]:

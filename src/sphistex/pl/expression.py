@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from sphistex._section import Section
-from sphistex.pl._canvas import Window, add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import Window, add_scale_bar, draw_raster, figure_of, finish, frame, panels
 from sphistex.pl._sources import Lattice, check_genes, find_result, find_section, find_table, read_picture, values_of
 
 _MARGIN = 0.02
 # How strongly the image shows under the spots.
-_FAINT = 0.35
+FAINT = 0.35
+# The columns of a picture.
+IMAGE, SPOTS, SUPERPIXELS, TRUTH = "image", "spots", "superpixels", "truth"
 
 
 def expression(
@@ -36,13 +38,15 @@ def expression(
     cmap: str | Colormap = "viridis",
     vmin: float | str = 0.0,
     vmax: float | str = "p99.5",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
     """Draw the image, the spots and the superpixels of each gene side by side.
 
     All panels show the same part of the section at the same scale, and the panels of a gene share one colour scale:
-    counts per superpixel, which for a spot are its counts divided by the number of superpixels that fit into it.
+    counts per superpixel, which for a spot are its counts divided by the number of superpixels that fit into it. A
+    result that was made from an image alone has no panel of spots.
 
     Parameters
     ----------
@@ -64,6 +68,8 @@ def expression(
     vmin, vmax
         Ends of the colour scale: counts per superpixel, or a percentile such as ``"p99"`` (the higher one of spots
         and superpixels).
+    ax
+        Axes to draw the superpixels of one gene into, without the other panels, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -78,7 +84,7 @@ def expression(
     KeyError
         If a table, a layer or a gene does not exist.
     ValueError
-        If ``crop_um``, ``vmin`` or ``vmax`` makes no sense.
+        If ``crop_um``, ``vmin`` or ``vmax`` makes no sense, or several genes are to be drawn into one ``ax``.
 
     Examples
     --------
@@ -94,33 +100,51 @@ def expression(
     true = None if truth is None else find_table(sdata, "truth", truth)
     if true is not None:
         check_genes(true, str(truth), names)
+    if ax is not None and len(names) > 1:
+        raise ValueError(f"genes={names}: ax= takes the superpixels of one gene; name one, or leave ax= out")
     section = find_section(sdata, made)
-    if not section.has_spots:
-        raise ValueError(f"key={key!r}: there are no spots beside which the prediction could be drawn, only an image")
-    check_genes(section.table, section.table_key, names)
+    if section.has_spots:
+        check_genes(section.table, section.table_key, names)
     lattice = Lattice.of(table, made)
-    window = lattice.window.padded(_MARGIN) if crop_um is None else _crop(crop_um)
-    picture = read_picture(sdata, section.image_key, window, section.mpp)
+    window = lattice.window.padded(_MARGIN) if crop_um is None else crop_window(crop_um)
 
-    figure, axes = panels(len(names), 3 if true is None else 4, window)
+    titles = column_titles(section, made["pitch_um"]) | (
+        {} if true is None else {TRUTH: f"Truth, {made['pitch_um']:g} µm"}
+    )
+    if ax is None:
+        figure, axes = panels(len(names), len(titles), window)
+        picture = read_picture(sdata, section.image_key, window, section.mpp)
+    else:
+        figure, axes, titles = figure_of(ax), np.array([[ax]]), {SUPERPIXELS: names[0]}
+        frame(ax, window)
     for row, gene in zip(axes, names, strict=True):
-        spots = values_of(section.table, gene) * (lattice.pitch_px**2 / (np.pi * section.radius_px**2))
         resolved = values_of(table, gene, layer)
+        spots = per_superpixel(section, gene, lattice) if section.has_spots else resolved
         norm = colour_scale(spots, resolved, vmin, vmax)
-        style = {"cmap": cmap, "norm": norm}
-        draw_raster(row[0], *picture)
-        draw_raster(row[1], *picture, alpha=_FAINT)
-        _draw_spots(row[1], section, spots, cmap, norm)
-        draw_raster(row[2], lattice.raster(table.obsm["spatial"], resolved), lattice.window, **style)
-        if true is not None:
-            exact = lattice.raster(true.obsm["spatial"], values_of(true, gene, truth_layer))
-            draw_raster(row[3], exact, lattice.window, **style)
+        for panel, column in zip(row, titles, strict=True):
+            if column == IMAGE:
+                draw_raster(panel, *picture)
+            elif column == SPOTS:
+                draw_raster(panel, *picture, alpha=FAINT)
+                _draw_spots(panel, section, spots, cmap, norm)
+            else:
+                places, values = table.obsm["spatial"], resolved
+                if column == TRUTH and true is not None:
+                    places, values = true.obsm["spatial"], values_of(true, gene, truth_layer)
+                draw_raster(panel, lattice.raster(places, values), lattice.window, cmap=cmap, norm=norm)
         _label_row(figure, row, gene, made["pitch_um"], ScalarMappable(norm, cmap))
-    _label_columns(axes[0], section, made["pitch_um"])
-    return finish(figure, save, return_fig)
+    for panel, title in zip(axes[0], titles.values(), strict=True):
+        panel.set_title(title, fontsize=10)
+    return finish(figure, save, return_fig, ax=ax)
 
 
-def _crop(crop_um: tuple[float, float, float, float]) -> Window:
+def per_superpixel(section: Section, gene: str, lattice: Lattice) -> NDArray[np.float64]:
+    """Counts of spots (n_spots,) per area of a superpixel."""
+    return values_of(section.table, gene) * (lattice.pitch_px**2 / (np.pi * section.radius_px**2))
+
+
+def crop_window(crop_um: tuple[float, float, float, float]) -> Window:
+    """The part that is to be drawn, where it makes sense."""
     sides = np.asarray(crop_um, dtype=float)
     if sides.shape != (4,) or not (sides[2] > sides[0] and sides[3] > sides[1]):
         raise ValueError(
@@ -152,11 +176,7 @@ def _limit(argument: str, value: float | str, spots: NDArray, resolved: NDArray)
 def _draw_spots(ax: Axes, section: Section, values: NDArray, cmap: str | Colormap, norm: Normalize) -> None:
     """Spots as disks of their true size; bins on the superpixels that they cover."""
     if section.outlines_px is not None:
-        grid, weights = section.grid, section.bags.weights
-        covered = np.asarray(weights.sum(0)).ravel()
-        shared = np.where(covered > 0, (values @ weights) / np.where(covered > 0, covered, 1), np.nan)
-        window = Window(0, 0, grid.shape[1] * grid.pitch_um, grid.shape[0] * grid.pitch_um)
-        draw_raster(ax, shared.reshape(grid.shape), window, cmap=cmap, norm=norm)
+        draw_raster(ax, *bin_raster(section, values), cmap=cmap, norm=norm)
         return
     diameter_um = 2 * section.radius_px * section.mpp
     disks = EllipseCollection(
@@ -174,6 +194,14 @@ def _draw_spots(ax: Axes, section: Section, values: NDArray, cmap: str | Colorma
     ax.add_collection(disks, autolim=False)
 
 
+def bin_raster(section: Section, values: NDArray) -> tuple[NDArray[np.float64], Window]:
+    """Values of bins (n_bins,) on the superpixels that they cover, (rows, columns), and the window of these."""
+    grid, weights = section.grid, section.bags.weights
+    covered = np.asarray(weights.sum(0)).ravel()
+    shared = np.where(covered > 0, (values @ weights) / np.where(covered > 0, covered, 1), np.nan)
+    return shared.reshape(grid.shape), Window(0, 0, grid.shape[1] * grid.pitch_um, grid.shape[0] * grid.pitch_um)
+
+
 def _label_row(figure: Figure, row: NDArray, gene: str, pitch_um: float, colours: ScalarMappable) -> None:
     row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     add_scale_bar(row[0])
@@ -183,10 +211,10 @@ def _label_row(figure: Figure, row: NDArray, gene: str, pitch_um: float, colours
     bar.outline.set_visible(False)
 
 
-def _label_columns(row: NDArray, section: Section, pitch_um: float) -> None:
-    radius_um = float(np.median(section.radius_px)) * section.mpp
+def column_titles(section: Section, pitch_um: float) -> dict[str, str]:
+    """The columns of a picture of a section, and what stands above each; that of the spots only if there are any."""
+    radius_um = float(np.median(section.radius_px)) * section.mpp if section.has_spots else 0.0
     is_disk = section.outlines_px is None
     measured = f"Spots, {2 * radius_um:.0f} µm" if is_disk else f"Bins, {np.sqrt(np.pi) * radius_um:.0f} µm"
-    titles = ("H&E", measured, f"sphistex, {pitch_um:g} µm", f"Truth, {pitch_um:g} µm")
-    for ax, title in zip(row, titles, strict=False):
-        ax.set_title(title, fontsize=10)
+    titles = {IMAGE: "H&E", SPOTS: measured, SUPERPIXELS: f"sphistex, {pitch_um:g} µm"}
+    return {column: title for column, title in titles.items() if section.has_spots or column != SPOTS}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, TwoSlopeNorm
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
@@ -23,7 +23,7 @@ def interface(
     *,
     table_key: str = "superres",
     distance_key: str = "distance_um",
-    max_um: float | None = None,
+    max_um: float = 100.0,
     image_key: str | None = None,
     colour: str = "black",
     cmap: str | Colormap = "RdBu",
@@ -39,7 +39,7 @@ def interface(
     table_key, distance_key
         Name of the table, and of its column of distances.
     max_um
-        Ends of the colour scale, on both sides; by default the 98th percentile of the distances on each side.
+        Ends of the colour scale, on both sides.
     image_key
         The image, where it is not clear.
     colour
@@ -81,12 +81,8 @@ def interface(
             "sphistex.tl.interface"
         )
     distance = table.obs[distance_key].to_numpy(float)
-    if max_um is not None and not (np.isfinite(max_um) and max_um > 0):
+    if not (np.isfinite(max_um) and max_um > 0):
         raise ValueError(f"max_um={max_um!r} must be a positive number of µm")
-    inside, outside = (
-        float(np.percentile(side, 98)) if max_um is None else max_um
-        for side in (-distance[distance < 0], distance[distance > 0])
-    )
     made = made_how(table, table_key)
     lattice = Lattice.of(table, made)
     window = lattice.window.padded(_MARGIN)
@@ -94,7 +90,7 @@ def interface(
     raster = lattice.raster(table.obsm["spatial"], distance)
 
     figure, axes = panels(1, 2, window)
-    norm = TwoSlopeNorm(0.0, -inside, outside)
+    norm = Normalize(-max_um, max_um)
     draw_raster(axes[0, 0], *picture)
     draw_raster(axes[0, 1], raster, lattice.window, cmap=cmap, norm=norm)
     for ax, title in zip(axes[0], ("H&E", "Distance from the border"), strict=True):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import CensoredData, ecdf, logrank
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from sphistex.pl._canvas import DPI, finish
+from sphistex.pl._canvas import DPI, finish, single
 
 if TYPE_CHECKING:
     from sphistex.tl import OutcomeModel
@@ -107,6 +107,7 @@ def roc(
     *,
     by: str | Sequence[str] = ("network", "pooled"),
     response: str = "response",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -120,6 +121,8 @@ def roc(
         Columns with scores, each of which becomes a curve with its area.
     response
         Column with 1 for those that responded, and 0 for the others.
+    ax
+        Axes to draw into, of a figure of your own; by default a new figure.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -149,22 +152,22 @@ def roc(
         raise ValueError(
             f"response={response!r} has the values {table[response].unique().tolist()}: 0 and 1 are needed"
         )
-    figure, ax = plt.subplots(figsize=(4, 4), layout="constrained", dpi=DPI, facecolor="white")
-    ax.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="_chance")
+    figure, panel = single(ax, 4, 4)
+    panel.plot([0, 1], [0, 1], color="0.7", linewidth=1, linestyle="--", label="_chance")
     for name, colour in zip(scores, _cycled(len(scores)), strict=True):
         false, true, _ = roc_curve(table[response], table[name])
         area = roc_auc_score(table[response], table[name])
-        ax.plot(false, true, color=colour, linewidth=1.8, label=f"{name}, AUC {area:.2f}")
-    ax.set(
+        panel.plot(false, true, color=colour, linewidth=1.8, label=f"{name}, AUC {area:.2f}")
+    panel.set(
         xlim=(-0.01, 1.01),
         ylim=(-0.01, 1.01),
         aspect="equal",
         xlabel="false positive rate",
         ylabel="true positive rate",
     )
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
-    return finish(figure, save, return_fig)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8, loc="lower right")
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _columns(source: OutcomeModel | pd.DataFrame, columns: list[str]) -> pd.DataFrame:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import DPI, finish
+from sphistex.pl._canvas import finish, single
 from sphistex.pl._sources import find_result
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def training(
     source: SpatialData | AnnData | SuperResolver,
     *,
     key: str = "superres",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -40,6 +41,8 @@ def training(
         SpatialData with a result, its table, or a fitted model.
     key
         Name of the result.
+    ax
+        Axes to draw into, of a figure of your own; by default a new figure.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -65,13 +68,13 @@ def training(
     curves = _curves(source, key)
     train, validation = (np.atleast_1d(np.asarray(curves[name], dtype=float)) for name in _CURVES[:2])
     epochs = np.arange(1, len(train) + 1)
-    figure, ax = plt.subplots(figsize=(5, 3.2), layout="constrained", dpi=DPI, facecolor="white")
-    ax.plot(epochs, train, color="#4477aa", linewidth=1.8, label="spots trained on")
+    figure, panel = single(ax, 5, 3.2)
+    panel.plot(epochs, train, color="#4477aa", linewidth=1.8, label="spots trained on")
     watched, curve = ("spots held out", validation) if np.isfinite(validation).any() else ("", train)
     if watched:
-        ax.plot(epochs, validation, color="#ee6677", linewidth=1.8, label=watched)
+        panel.plot(epochs, validation, color="#ee6677", linewidth=1.8, label=watched)
     best, models = np.unique(np.atleast_1d(np.asarray(curves["best_epoch"], dtype=int)), return_counts=True)
-    ax.scatter(
+    panel.scatter(
         best + 1,
         curve[best],
         s=20 + 15 * models,
@@ -80,11 +83,11 @@ def training(
         edgecolor="white",
         label="kept by a model" if models.sum() == 1 else "kept by models of the ensemble",
     )
-    ax.set(xlabel="epoch", ylabel="mean loss per spot")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
-    return finish(figure, save, return_fig)
+    panel.set(xlabel="epoch", ylabel="mean loss per spot")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _curves(source: SpatialData | AnnData | SuperResolver, key: str) -> Mapping[str, Any]:

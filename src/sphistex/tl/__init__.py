@@ -5,6 +5,7 @@ from sphistex.nn.histology import HistologyModel, HistologyParameters
 from sphistex.tl.aggregate_by import aggregate_by
 from sphistex.tl.aggregates import aggregates
 from sphistex.tl.annotate import annotate
+from sphistex.tl.compare_enrichment import compare_enrichment
 from sphistex.tl.cross_validate import HistologyScores, cross_validate_histology
 from sphistex.tl.enrich import enrich
 from sphistex.tl.features import superpixel_features
@@ -35,6 +36,7 @@ __all__ = [
     "aggregate_by",
     "aggregates",
     "annotate",
+    "compare_enrichment",
     "confidence",
     "cross_validate_histology",
     "enrich",

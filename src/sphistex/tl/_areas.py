@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import dask.array as da
@@ -17,9 +18,10 @@ from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
 from sphistex._elements import are_circles
+from sphistex._section import moved
 from sphistex.bags import Bags
 from sphistex.settings import settings
-from sphistex.tl._superpixels import Superpixels, finest, moved
+from sphistex.tl._superpixels import Superpixels, finest
 
 # Labels are read at so many points along a superpixel's side: as many as it has pixels of the labels, within these.
 _FEWEST_POINTS, _MOST_POINTS = 8, 32
@@ -89,7 +91,7 @@ def areas_of(
     if outside.any():
         warnings.warn(
             f"{outside.sum()} of {len(outside)} {what} lie on no superpixel of the result, such as "
-            f"{_some(found.ids[outside])}: they have no counts",
+            f"{_some(found.ids[outside])}",
             UserWarning,
             stacklevel=3,
         )
@@ -172,13 +174,13 @@ def _of_labels(labels: Any, what: str, superpixels: Superpixels, affine: NDArray
 def _counted(pixels: da.Array) -> pd.DataFrame:
     """Number of pixels ``n`` and centroid ``x``, ``y`` of each label, by its id; one block after the other."""
     parts = []
-    for top in range(0, pixels.shape[0], _LABELS_SIDE):
-        for left in range(0, pixels.shape[1], _LABELS_SIDE):
-            block = pixels[top : top + _LABELS_SIDE, left : left + _LABELS_SIDE].compute()
-            row, column, length, value = _runs(block, block.shape[1])
-            found, run = np.unique(value, return_inverse=True)
-            sums = [np.bincount(run, length * at) for at in (1.0, left + column + length / 2, top + row + 0.5)]
-            parts.append(pd.DataFrame(dict(zip(("n", "x", "y"), sums, strict=True)), index=found))
+    corners = list(product(*(range(0, size, _LABELS_SIDE) for size in pixels.shape)))
+    for top, left in tqdm(corners, desc="counting labels", unit="block", disable=not settings.progress):
+        block = pixels[top : top + _LABELS_SIDE, left : left + _LABELS_SIDE].compute()
+        row, column, length, value = _runs(block, block.shape[1])
+        found, run = np.unique(value, return_inverse=True)
+        sums = [np.bincount(run, length * at) for at in (1.0, left + column + length / 2, top + row + 0.5)]
+        parts.append(pd.DataFrame(dict(zip(("n", "x", "y"), sums, strict=True)), index=found))
     total = pd.concat(parts).groupby(level=0).sum()
     total[["x", "y"]] = total[["x", "y"]].div(total["n"], axis=0)
     return total
@@ -209,7 +211,7 @@ def _sampled(
     mask = superpixels.raster(np.ones(len(superpixels.place), dtype=bool), fill=False)
     size = mask.size
     label, place, count = [], [], []
-    with tqdm(total=int(mask.sum()), desc="labels", unit="superpixel", disable=not settings.progress) as bar:
+    with tqdm(total=int(mask.sum()), desc="reading labels", unit="superpixel", disable=not settings.progress) as bar:
         for window in _blocks(mask, _POINTS_SIDE // n_points):
             points = _at_points(pixels, to_labels, window, n_points)
             row, column, length, value = _runs(points, n_points)

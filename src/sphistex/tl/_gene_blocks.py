@@ -18,10 +18,10 @@ def gene_blocks(values: Any, columns: NDArray[np.intp]) -> Iterator[tuple[slice,
     at_once = max(1, _NUMBERS // max(1, values.shape[0]))
     for first in range(0, len(columns), at_once):
         part = slice(first, min(first + at_once, len(columns)))
-        yield part, dense(values[:, columns[part]]).astype(np.float64)
+        yield part, _dense(values[:, columns[part]]).astype(np.float64)
 
 
-def dense(values: Any) -> NDArray[Any]:
+def _dense(values: Any) -> NDArray[Any]:
     """An array in memory."""
     values = values.compute() if hasattr(values, "compute") else values
     return np.asarray(values.toarray() if sparse.issparse(values) else values)

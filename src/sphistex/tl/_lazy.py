@@ -90,6 +90,13 @@ class Counts:
                 out[place[:, window[1]][inside]] = self.reader.counts(window, inside, latent, genes)
         return out
 
+    def at(self, row: int, column: int) -> NDArray[np.float32]:
+        """Counts of all genes (n_genes,) in one superpixel of the grid; only its chunk of the map is read."""
+        window = slice(row, row + 1), slice(column, column + 1)
+        latent = torch.from_numpy(_now(self.latent.features[(slice(None), *window)])).flatten(1)
+        latent = latent.unflatten(0, (self.reader.weight.shape[0], -1)).transpose(1, 2)
+        return self.reader.counts(window, np.ones((1, 1), dtype=bool), latent)[0]
+
     def take(self, genes: NDArray[np.intp]) -> Counts:
         """Those of some genes."""
         return Counts(self.latent, self.reader.take(genes), tokenize(self.tag, genes))

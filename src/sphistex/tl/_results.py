@@ -5,12 +5,17 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 from anndata import AnnData
+from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from sphistex._checks import check_open
 from sphistex._section import Section, resolve_section
 from sphistex.tl._expression import find_table
+
+# A superpixel belongs to a spot that covers this share of it.
+_INSIDE = 0.5
 
 
 def find_result(sdata: SpatialData, table_key: str) -> tuple[AnnData, dict[str, Any]]:
@@ -49,3 +54,13 @@ def section_of(sdata: SpatialData, made: dict[str, Any], table_key: str) -> Sect
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # what there is to say was said when the result was made
         return resolve_section(sdata, mpp=float(made["mpp"]), **made["section"])
+
+
+def spot_of_each(section: Section, table: AnnData) -> NDArray[np.intp]:
+    """The spot that each superpixel (n_superpixels,) lies in, -1 where there is none."""
+    grid, share = section.grid, section.bags.weights.tocoo()
+    inside = share.data >= _INSIDE
+    of_place = np.full(grid.size, -1, dtype=np.intp)
+    of_place[share.col[inside]] = share.row[inside]
+    column, row = np.floor(np.asarray(table.obsm["spatial"]) / grid.pitch_px).astype(np.intp).T
+    return of_place[row * grid.shape[1] + column]

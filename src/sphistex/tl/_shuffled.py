@@ -28,6 +28,30 @@ _CHUNK = 64
 _NAME = "shuffled"
 
 
+def check_repeatable(
+    sdata: SpatialData, made: dict[str, Any], section: Section, table: AnnData, table_key: str
+) -> None:
+    """Refuse a result that cannot be made again.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If it is of another section's model, has been cut, or its feature map is gone.
+    """
+    if "unjudged" in made:
+        raise ValueError(
+            f"table_key={table_key!r} was predicted by the model of another section, which is not fitted again here: "
+            "pass null=False"
+        )
+    if made["features_key"] not in sdata.images:
+        raise KeyError(
+            f"null=True: the feature map {made['features_key']!r} of result {table_key!r} is not in sdata.images "
+            f"({sorted(sdata.images)}): make it again with sphistex.tl.superpixel_features, or pass null=False"
+        )
+    if table.n_obs != int(tissue_of(sdata, section, str(made["tissue_key"])).sum()):
+        raise ValueError(f"table_key={table_key!r} has been cut since it was made: take the whole, or pass null=False")
+
+
 @contextmanager
 def shuffled_result(
     sdata: SpatialData, table: AnnData, made: dict[str, Any], section: Section, seed: int

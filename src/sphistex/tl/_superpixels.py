@@ -13,6 +13,7 @@ from spatialdata.transformations import Affine, BaseTransformation, Identity
 from xarray import DataArray
 
 from sphistex._elements import transforms_of
+from sphistex._section import affine_of
 from sphistex.grid import SUPERPIXEL_UM, Grid
 from sphistex.tl._trust import made_how
 
@@ -56,12 +57,13 @@ class Superpixels:
         KeyError, ValueError
             If the table is none of them, its labels are gone or of others, or it is one superpixel.
         """
-        region = table.uns.get("spatialdata_attrs", {}).get("region")
-        if not isinstance(region, str) or not {"array_row", "array_col"} <= set(table.obs):
+        regions = np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))  # a list after a query
+        if len(regions) != 1 or not {"array_row", "array_col"} <= set(table.obs):
             raise ValueError(
-                f"table_key={table_key!r} is no table of superpixels, it annotates {region!r}: name a result of "
+                f"table_key={table_key!r} is no table of superpixels, it annotates {list(regions)}: name a result of "
                 "sphistex.tl.super_resolve"
             )
+        region = str(regions[0])
         if region not in sdata.labels:
             raise KeyError(f"table_key={table_key!r} annotates the labels {region!r}, which are gone: make it again")
         if table.n_obs < 2:
@@ -102,7 +104,7 @@ class Superpixels:
         """
         systems = transforms_of(element)
         found = {
-            name: np.linalg.inv(_affine(self.transforms[name])) @ _affine(systems[name])
+            name: np.linalg.inv(affine_of(self.transforms[name])) @ affine_of(systems[name])
             for name in systems
             if name in self.transforms and coordinate_system in (None, name)
         }
@@ -126,7 +128,7 @@ class Superpixels:
     def transforms_from_px(self) -> dict[str, BaseTransformation]:
         """Transformations from pixels of the image to all coordinate systems of the raster."""
         from_px = np.linalg.inv(self.to_px)
-        matrices = {name: _affine(transform) @ from_px for name, transform in self.transforms.items()}
+        matrices = {name: affine_of(transform) @ from_px for name, transform in self.transforms.items()}
         return {
             name: Identity() if np.allclose(matrix, np.eye(3)) else Affine(matrix, ("x", "y"), ("x", "y"))
             for name, matrix in matrices.items()
@@ -136,15 +138,6 @@ class Superpixels:
 def finest(labels: Any) -> DataArray:
     """Pixels (y, x) of labels, of the finest level where there are several."""
     return (labels if isinstance(labels, DataArray) else get_pyramid_levels(labels, n=0)).transpose("y", "x")
-
-
-def moved(xy: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (n, 2) after an affine (3, 3)."""
-    return xy @ affine[:2, :2].T + affine[:2, 2]
-
-
-def _affine(transformation: BaseTransformation) -> NDArray[np.float64]:
-    return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
 
 def _pitch_um(table: AnnData, table_key: str) -> float:

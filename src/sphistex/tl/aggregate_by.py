@@ -17,12 +17,13 @@ from spatialdata.models import TableModel
 from tqdm.auto import tqdm
 
 from sphistex._checks import check_genes, check_open
+from sphistex._section import moved
 from sphistex._store import add_element, check_free, record
 from sphistex.settings import settings
 from sphistex.tl._areas import Areas, areas_of
 from sphistex.tl._expression import find_table
 from sphistex.tl._gene_blocks import gene_blocks
-from sphistex.tl._superpixels import Superpixels, moved
+from sphistex.tl._superpixels import Superpixels
 
 
 def aggregate_by(
@@ -91,16 +92,14 @@ def aggregate_by(
 
     Examples
     --------
-    >>> import shapely
+    >>> import numpy as np
     >>> import sphistex as sx
-    >>> from geopandas import GeoDataFrame
-    >>> from spatialdata.models import ShapesModel
     >>> sdata = sx.datasets.simulate(size_um=700, n_genes=20)
-    >>> cells = GeoDataFrame(geometry=[shapely.box(x, 600, x + 20, 620) for x in range(500, 900, 20)])
-    >>> sdata.shapes["cells"] = ShapesModel.parse(cells)
-    >>> sx.tl.aggregate_by(sdata, "cells", table_key="truth")
-    >>> sdata.tables["cells_truth"].shape
-    (20, 20)
+    >>> model = sx.tl.super_resolve(sdata, encoder="efficientnet_lite0", epochs=2, n_models=1, conserve_counts=True)
+    >>> sx.tl.aggregate_by(sdata, "spots")  # what they measured, since counts are conserved
+    >>> again, measured = sdata.tables["spots_superres"], sdata.tables["counts"][:, model.genes]
+    >>> bool(np.allclose(again.X, measured.X.toarray()))
+    True
     """
     table = find_table(sdata, table_key)
     check_open(table, table_key)

@@ -19,13 +19,14 @@ from spatialdata import SpatialData
 from spatialdata._core.validation import check_valid_name
 from spatialdata.models import ShapesModel
 
+from sphistex._section import moved
 from sphistex._store import add_element, check_free, record, remove_element
 from sphistex.tl._annotate import annotate, check_own
 from sphistex.tl._expression import Expression, find_table
 from sphistex.tl._gene_blocks import gene_blocks
 from sphistex.tl._gene_names import why_unmatched
 from sphistex.tl._outlines import outlines
-from sphistex.tl._superpixels import Superpixels, moved
+from sphistex.tl._superpixels import Superpixels
 from sphistex.tl.fit import check_seed
 
 Threshold = Literal["chance", "otsu"]

@@ -19,7 +19,7 @@ from sphistex.tl._expression import Expression
 from sphistex.tl._on_grid import smoothed, without_fragments
 from sphistex.tl._principal import principal_components
 from sphistex.tl._results import find_result
-from sphistex.tl._stability import k_means, stability
+from sphistex.tl._stability import k_means, most_stable, stability
 from sphistex.tl.fit import check_seed
 
 Method = Literal["kmeans", "leiden"]
@@ -53,12 +53,11 @@ def annotate(
     table_key
         Name of the result.
     method
-        ``"kmeans"``, as in the HISTEX paper, in mini-batches; or ``"leiden"``, communities in the graph of the 15
-        nearest neighbours, through scanpy, which takes minutes from some 100,000 superpixels on.
+        ``"kmeans"``, as in the HISTEX paper, found in 50,000 superpixels; or ``"leiden"``, communities in the graph of
+        the 15 nearest neighbours, through scanpy, which takes minutes from some 100,000 superpixels on.
     n_clusters
         Number of clusters of k-means; or several to choose from, by default 4 to 12: the one whose clusters are most
-        alike when they are found in random halves of the superpixels. The fewest are often the most stable ones:
-        look at ``uns[key_added]["stability"]``.
+        alike when they are found in random halves of the superpixels, and of several as stable ones the largest.
     resolution
         Of ``"leiden"``: the higher, the more clusters.
     n_components
@@ -143,8 +142,8 @@ def annotate(
     else:
         if len(numbers) > 1:
             judged = record["stability"] = stability(points, numbers, seed)
-            numbers = [int(judged["n_clusters"][judged["stability"].idxmax()])]
-        codes, params["n_clusters"] = k_means(points, numbers[0], seed).labels_.astype(np.intp), numbers[0]
+            numbers = [most_stable(judged)]
+        codes, params["n_clusters"] = k_means(points, numbers[0], seed), numbers[0]
     if min_area_um2:
         codes = without_fragments(codes, mask, min_area_um2 / pitch_um**2)
     regions = by_size(codes)

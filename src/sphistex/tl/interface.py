@@ -81,6 +81,8 @@ def interface(
     made: dict[str, Any] = {"made_by": "interface", "table_key": table_key}
     if element_key is None:
         assert region is not None
+        if isinstance(region, str) and (region in sdata.shapes or region in sdata.labels):
+            raise ValueError(f"region={region!r} is an element, and no column of obs: pass element_key={region!r}")
         inside = chosen_spots(table, table_key, "region", region)
         what, made["region"] = f"region={region!r}", as_list(region)
     else:

@@ -20,12 +20,10 @@ from sphistex.tl._annotate import annotate as add_to_table
 from sphistex.tl._annotate import check_own
 from sphistex.tl._expression import Expression
 from sphistex.tl._principal import principal_components
-from sphistex.tl._results import find_result, section_of
+from sphistex.tl._results import find_result, section_of, spot_of_each
 from sphistex.tl._spots import find_column
 from sphistex.tl.fit import check_seed
 
-# A superpixel belongs to a spot that covers this share of it.
-_INSIDE = 0.5
 _N_COMPONENTS = 20
 # Superpixels of spots that the model is fitted to; parts of the spots that are left out in turn.
 _N_FITTED, _N_PARTS = 50_000, 5
@@ -106,7 +104,7 @@ def transfer_annotation(
     name = column if key_added is None else key_added
     there = name in table.obs or f"{name}_probability" in table.obs
     check_own(table, table_key, name, "transfer_annotation", there=there)
-    spot = _spot_of_each(section, table)
+    spot = spot_of_each(section, table)
     classes = _classes(section, column, spot, table_key)
     names = list(classes.categories)
     annotated = np.where(spot >= 0, classes.codes[spot], -1)
@@ -129,16 +127,6 @@ def transfer_annotation(
     found = pd.Categorical.from_codes(probability.argmax(1), names)
     add = partial(_add, found=found, probability=probability.max(1).astype(np.float32), record=record, name=name)
     add_to_table(sdata, table_key, add)
-
-
-def _spot_of_each(section: Section, table: AnnData) -> NDArray[np.intp]:
-    """The spot that each superpixel (n_superpixels,) lies in, -1 where there is none."""
-    grid, share = section.grid, section.bags.weights.tocoo()
-    inside = share.data >= _INSIDE
-    of_place = np.full(grid.size, -1, dtype=np.intp)
-    of_place[share.col[inside]] = share.row[inside]
-    column, row = np.floor(np.asarray(table.obsm["spatial"]) / grid.pitch_px).astype(np.intp).T
-    return of_place[row * grid.shape[1] + column]
 
 
 def _classes(section: Section, column: str, spot: NDArray[np.intp], table_key: str) -> pd.Categorical:

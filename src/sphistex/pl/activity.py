@@ -1,0 +1,143 @@
+"""How active gene sets are, over the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, TwoSlopeNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from spatialdata import SpatialData
+
+from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._places import Places
+from sphistex.pl._sources import Lattice, find_table, read_picture
+from sphistex.tl._trust import made_how
+
+_MARGIN = 0.02
+_FAINT = 0.35
+# Scores are shown up to this quantile of their size.
+_QUANTILE = 0.99
+# Gene sets that are drawn where none are named.
+_FIRST = 4
+
+
+def activity(
+    sdata: SpatialData,
+    gene_sets: str | Sequence[str] | None = None,
+    *,
+    table_key: str,
+    key: str = "enrichment",
+    image_key: str | None = None,
+    cmap: str | Colormap = "RdBu_r",
+    save: str | Path | None = None,
+    return_fig: bool = False,
+) -> Figure | None:
+    """Draw the scores of gene sets in spots or superpixels, beside the image.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with the table and its image.
+    gene_sets
+        Names of gene sets; by default the four whose scores vary most.
+    table_key
+        Table that :func:`sphistex.tl.enrich` scored.
+    key
+        Name of its result.
+    image_key
+        The image, where it is not clear.
+    cmap
+        Colour map; its middle is 0, where a set is as active as the other genes of the table.
+    save
+        File to save the figure to; its ending says the format.
+    return_fig
+        Return the figure instead of showing it.
+
+    Returns
+    -------
+    The figure if ``return_fig``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such table, no scores in it, or not of these gene sets.
+    ValueError
+        If no gene set is named, or the rows of the table have no known place.
+
+    Examples
+    --------
+    >>> import sphistex as sx
+    >>> sdata = sx.datasets.simulate(size_um=700, n_genes=30)
+    >>> genes = list(sdata.tables["counts"].var_names)
+    >>> sx.tl.enrich(sdata, table_key="counts", gene_sets={"first": genes[:10], "last": genes[-10:]})
+    >>> figure = sx.pl.activity(sdata, table_key="counts", return_fig=True)
+    >>> [ax.get_title() for ax in figure.axes[:3]]
+    ['H&E', 'first', 'last']
+    """
+    table = find_table(sdata, "table_key", table_key)
+    if key not in table.obsm:
+        raise KeyError(f"key={key!r}: table {table_key!r} has no scores of that name; sphistex.tl.enrich makes them")
+    scores = table.obsm[key]
+    names = _chosen(scores, gene_sets)
+    if {"array_row", "array_col"} <= set(table.obs) and "crop" in table.uns.get(table_key, {}):
+        made = made_how(table, table_key)
+        lattice = Lattice.of(table, made)
+        places, window, mpp = None, lattice.window, lattice.mpp
+        image_key = image_key or made["section"]["image_key"]
+    else:
+        places = Places.of(sdata, table, table_key, image_key)
+        window, mpp, image_key = places.window, places.mpp, places.image_key
+    window = window.padded(_MARGIN)
+    picture = read_picture(sdata, image_key, window, mpp)
+
+    figure, (axes,) = panels(1, 1 + len(names), window)
+    draw_raster(axes[0], *picture)
+    axes[0].set_title("H&E", fontsize=10)
+    add_scale_bar(axes[0])
+    norm = TwoSlopeNorm(0.0, *_limits(scores[names].to_numpy()))
+    for ax, name in zip(axes[1:], names, strict=True):
+        draw_raster(ax, *picture, alpha=_FAINT)
+        values = scores[name].to_numpy(dtype=float)
+        if places is None:
+            draw_raster(ax, _raster(table, values, lattice), lattice.window, cmap=cmap, norm=norm, interpolation="none")
+        else:
+            shown = places.placed & np.isfinite(values)
+            places.draw(ax, shown, array=values[shown], cmap=cmap, norm=norm)
+        ax.set_title(name.replace("_", " "), fontsize=9)
+    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=axes.tolist(), shrink=0.8, aspect=25, pad=0.015, extend="both")
+    bar.set_label("activity (t)", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    return finish(figure, save, return_fig)
+
+
+def _chosen(scores: pd.DataFrame, gene_sets: str | Sequence[str] | None) -> list[str]:
+    """Names of the gene sets to draw."""
+    if gene_sets is None:
+        most = scores.std().sort_values(ascending=False).index[:_FIRST]
+        return [name for name in scores.columns if name in most]
+    names = [gene_sets] if isinstance(gene_sets, str) else list(gene_sets)
+    if not names:
+        raise ValueError(f"gene_sets={gene_sets!r}: name at least one of {list(scores.columns)[:10]}")
+    if missing := [name for name in names if name not in scores]:
+        raise KeyError(f"gene_sets: {missing} were not scored; there are {list(scores.columns)[:20]}")
+    return names
+
+
+def _raster(table: AnnData, values: NDArray, lattice: Lattice) -> NDArray[np.float32]:
+    raster = np.full(lattice.shape, np.nan, dtype=np.float32)
+    raster[tuple(table.obs[["array_row", "array_col"]].to_numpy().T)] = values
+    return raster
+
+
+def _limits(values: NDArray) -> tuple[float, float]:
+    """Ends of a scale that is the same on both sides of 0."""
+    size = np.abs(values[np.isfinite(values)])
+    most = float(np.quantile(size, _QUANTILE)) if len(size) else 0.0
+    return -(most or 1.0), most or 1.0
