@@ -3,11 +3,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
+SPHINX_ARGS ?=
+RENDERED ?= tutorials/real_data
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet
 
-.PHONY: demo test lint docs bench clean install install-test install-dev install-doc
+.PHONY: demo test lint docs tutorials bench clean install install-test install-dev install-doc
 
 demo: install
 	$(BIN)/sphistex demo --out demo-output
@@ -26,10 +28,15 @@ lint: install-test install-dev
 bench: install
 	$(BIN)/python benchmarks/speed.py --spots-per-side 12 --d 128 --epochs 2 --image 1024 --at-least 3
 
-# Pages of functions that are gone would be left over.
+# Runs the tutorials that simulate their data; SPHINX_ARGS="-D nb_execution_mode=off" leaves them out, and their
+# pictures. Pages of functions that are gone would be left over.
 docs: install-doc
 	rm -rf docs/generated
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html $(SPHINX_ARGS) docs docs/_build/html
+
+# Runs the tutorials on real data, from SPHISTEX_DATA; what they show is kept in the repository.
+tutorials: install-doc
+	$(BIN)/python tutorials/render.py --out $(RENDERED)
 
 clean:
 	rm -rf $(VENV) demo-output docs/_build docs/generated

@@ -17,7 +17,7 @@ author = "sphistex developers"
 copyright = f"2026, {author}"
 version = release = installed_version("sphistex")
 
-# Read the Docs has a network: there, references to other packages become links and the tutorials are run.
+# Read the Docs has a network: there, references to other packages become links.
 ONLINE = os.environ.get("READTHEDOCS") == "True"
 
 extensions = [
@@ -30,14 +30,19 @@ extensions = [
     "sphinx_copybutton",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints"]
+# Tutorials on real data are shown as tutorials/render.py has run them, and not from their sources.
+exclude_patterns = ["_build", "_templates", "**.ipynb_checkpoints", "tutorials/real_data/*.md"]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb"}  # the first one is what autosummary writes
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-nb_execution_mode = "auto" if ONLINE else "off"
+# The other tutorials are run by every build, which fails if one of them does.
+nb_execution_mode = "force"
+nb_execution_excludepatterns = ["*.ipynb"]
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True
 nb_execution_timeout = 600
+nb_output_stderr = "remove"  # warnings name files of the machine
 
 autosummary_generate = True
 autodoc_member_order = "bysource"
