@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 
 class Agreement(NamedTuple):
-    """What :func:`agreement` found.
+    """What :func:`sphistex.metrics.agreement` found.
 
     Parameters
     ----------
