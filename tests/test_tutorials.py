@@ -13,7 +13,7 @@ import pytest
 
 _SOURCES = sorted((Path(__file__).parents[1] / "tutorials" / "real_data").glob("*.md"))
 _CELL = re.compile(r"^```\{code-cell\}[^\n]*\n(?::tags:[^\n]*\n\n)?(.*?)^```", re.MULTILINE | re.DOTALL)
-_MOST_BYTES = 200_000
+_MOST_BYTES = 250_000
 
 
 @pytest.mark.parametrize("source", _SOURCES, ids=[path.stem for path in _SOURCES])
