@@ -158,6 +158,8 @@ def test_space_rangers_theoretical_diameter_is_replaced_by_that_of_the_spots() -
     found = resolve_section(visium("full", radius=65.0))
     np.testing.assert_allclose(2 * found.radius_px * found.mpp, 55)
     np.testing.assert_allclose(resolve_section(visium("full", radius=50.0)).radius_px, 50)
+    again = resolve_section(visium("full", radius=65.0), mpp=found.mpp, spot_pitch_um=found.pitch_um)
+    np.testing.assert_allclose(again.radius_px, found.radius_px, err_msg="as a result looks its spots up")
 
 
 def test_elements_made_by_sphistex_are_not_mistaken_for_input() -> None:

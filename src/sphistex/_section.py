@@ -433,7 +433,9 @@ def _scale(
             UserWarning,
             stacklevel=4,
         )
-    if lattice.kind == "hexagonal" and recorded is None and spot_pitch_um is None:
+    # results record the pitch that was found, and are looked up with it
+    visium = recorded is None and (spot_pitch_um is None or np.isclose(spot_pitch_um, VISIUM_PITCH_UM, rtol=1e-3))
+    if lattice.kind == "hexagonal" and visium:
         radius_px = _visium_radius(radius_px, lattice.pitch_px, shapes_key)
     return found, lattice.pitch_px * found, radius_px
 

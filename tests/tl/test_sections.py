@@ -195,8 +195,8 @@ def test_an_image_alone_gets_a_result_of_the_same_kind(
     sdata.write(tmp_path / "image.zarr")
     assert not sd.read_zarr(tmp_path / "image.zarr")["superres"].uns["superres"]["spots"]
     sx.pl.features(sdata, return_fig=True)
-    with pytest.raises(ValueError, match="only an image"):
-        sx.pl.expression(sdata, table.var_names[:1])
+    figure: Any = sx.pl.expression(sdata, table.var_names[:1], return_fig=True)
+    assert [ax.get_title() for ax in figure.axes[:2]] == ["H&E", "sphistex, 8 µm"], "there are no spots to draw"
     with pytest.raises(ValueError, match="only an image"):
         sx.tl.confidence(sdata, table.var_names[:1])
 

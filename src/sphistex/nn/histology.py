@@ -184,7 +184,7 @@ class _Module(nn.Module):
         return (self.of_section(features) - self.mean) / self.scale
 
 
-@dataclass
+@dataclass(repr=False)
 class HistologyModel:
     """From the lattice features of a section to its expression and its regions.
 
@@ -211,6 +211,10 @@ class HistologyModel:
     hexagonal: bool
     features: dict[str, Any] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        classes = f" and {len(self.classes)} regions" if self.classes else ""
+        return f"HistologyModel of {len(self.genes)} genes{classes}, fitted to {self.info.get('n_sections')} sections"
 
     @classmethod
     def fit(

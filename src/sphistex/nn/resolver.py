@@ -41,7 +41,7 @@ from sphistex.nn.training import BagData, TrainingLog, initialise_at_mean, suita
 _SPOTS_AT_ONCE = 256
 
 
-@dataclass
+@dataclass(repr=False)
 class SuperResolver:
     """A fitted model: turns a section's features and spots into counts per superpixel.
 
@@ -86,6 +86,10 @@ class SuperResolver:
     info: dict[str, Any] = field(default_factory=dict)
     scores: pd.DataFrame | None = None
     calibration: Calibration | None = None
+
+    def __repr__(self) -> str:
+        sections = f"{len(self.sections)} section{'s' * (len(self.sections) != 1)}"
+        return f"SuperResolver of {len(self.genes)} genes, {self.parameters.n_models} models, fitted to {sections}"
 
     @classmethod
     def fit(

@@ -98,7 +98,7 @@ def aggregates(
         if n_found <= _NUMBERED:
             _number(axes[0, 0], outlines, lattice.mpp)
     axes[0, 0].set_title("H&E", fontsize=10)
-    axes[0, 1].set_title(f"Score of {len(made['genes'])} genes, {n_found} aggregates", fontsize=10)
+    axes[0, 1].set_title(f"Score of {len(made['genes'])} genes, {n_found} aggregate{'s' * (n_found != 1)}", fontsize=10)
     add_scale_bar(axes[0, 0])
     bar = figure.colorbar(
         ScalarMappable(norm, cmap), ax=axes[0].tolist(), extend="both", shrink=0.8, aspect=25, pad=0.015
