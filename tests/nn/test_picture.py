@@ -34,6 +34,19 @@ def test_neighbours_on_the_hexagonal_lattice_are_always_the_same_pixels_around()
     assert steps == {(0, 1), (0, -1), (1, 0), (-1, 0), (1, -1), (-1, 1)}
 
 
+def test_pictures_of_pieces_far_apart_are_small_and_each_piece_is_as_it_was() -> None:
+    near, far = visium(), visium() + [1001, 5001]
+    layout = Layout.of(*np.concatenate([near, far]).T, hexagonal=True)
+    assert max(layout.shape) < 100
+    alone = Layout.of(*near.T, hexagonal=True)
+    for piece in np.split(np.stack([layout.rows, layout.columns]), 2, axis=1):
+        np.testing.assert_array_equal(piece - piece.min(1, keepdims=True), [alone.rows, alone.columns])
+    values = torch.randn(len(layout.rows), 3)
+    torch.testing.assert_close(layout.values(layout.picture(values)), values)
+    apart = np.stack([layout.rows, layout.columns], 1)
+    assert np.abs(apart[: len(near), None] - apart[None, len(near) :]).max(-1).min() > 16
+
+
 def test_what_is_no_lattice_is_refused() -> None:
     with pytest.raises(ValueError, match="no hexagonal lattice"):
         Layout.of([0, 0], [0, 1], hexagonal=True)

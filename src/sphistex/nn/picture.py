@@ -15,10 +15,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+# Rows or columns without positions that are kept between pieces of tissue, so that none is seen as another's
+# surroundings. More would make pictures grow with the slide and not with the tissue.
+_GAP = 16
+
 
 @dataclass(frozen=True)
 class Layout:
     """Which pixel of its picture each of n positions has.
+
+    Pieces of tissue that lie far apart are brought closer together.
 
     Parameters
     ----------
@@ -51,7 +57,7 @@ class Layout:
             if ((row + column) % 2).any():
                 raise ValueError("array_row + array_col is odd for some positions: they lie on no hexagonal lattice")
             column = (column - row) // 2
-        row, column = row - row.min(), column - column.min()
+        row, column = _without_gaps(row), _without_gaps(column)
         if len(np.unique(np.stack([row, column]), axis=1).T) < len(row):
             raise ValueError("several positions have the same array_row and array_col")
         return cls(row, column, hexagonal)
@@ -93,3 +99,10 @@ class Layout:
     def values(self, picture: Tensor) -> Tensor:
         """Values (n, channels) of the positions in a picture (channels, height, width)."""
         return picture[:, self.rows, self.columns].T
+
+
+def _without_gaps(index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows or columns (n,) from 0, with no more than ``_GAP`` empty ones in a row."""
+    used, place = np.unique(index, return_inverse=True)
+    steps = np.minimum(np.diff(used, prepend=used[:1]), _GAP + 1)
+    return np.cumsum(steps)[place]

@@ -73,7 +73,8 @@ def gather(
             depths.append(totals)
             expression = log_normalised(_dense(counts[:, list(genes)].X), totals)
             regions = _codes(counts, regions_key, classes) if regions_key else None
-            versions = tuple(_dense(layer) for name, layer in table.layers.items() if name.startswith(VERSION))
+            names = [name for name in table.layers if str(name).startswith(VERSION)]  # one may be None: X itself
+            versions = tuple(_dense(table.layers[name]) for name in names)
             sections.append(
                 LatticeSection(layout_of(table, features_key), _dense(table.X), expression, regions, versions)
             )
