@@ -9,6 +9,7 @@ from typing import BinaryIO
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
@@ -95,6 +96,13 @@ def draw_raster(ax: Axes, raster: NDArray, window: Window, **kwargs: object) -> 
     limits = ax.get_xlim(), ax.get_ylim()
     ax.imshow(raster, extent=window.extent, origin="upper", **kwargs)  # type: ignore[arg-type]
     ax.set(xlim=limits[0], ylim=limits[1])
+
+
+def around_zero(values: NDArray, quantile: float = 1.0) -> TwoSlopeNorm:
+    """A scale that is the same on both sides of 0 and holds this share of the values."""
+    size = np.abs(values[np.isfinite(values)])
+    most = float(np.quantile(size, quantile)) if len(size) else 0.0
+    return TwoSlopeNorm(0.0, -(most or 1.0), most or 1.0)
 
 
 def add_scale_bar(ax: Axes) -> None:

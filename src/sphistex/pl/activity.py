@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, TwoSlopeNorm
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import add_scale_bar, around_zero, draw_raster, finish, panels
 from sphistex.pl._places import Places
 from sphistex.pl._sources import Lattice, find_table, read_picture
 from sphistex.tl._trust import made_how
@@ -85,12 +85,12 @@ def activity(
         raise KeyError(f"key={key!r}: table {table_key!r} has no scores of that name; sphistex.tl.enrich makes them")
     scores = table.obsm[key]
     names = _chosen(scores, gene_sets)
-    if {"array_row", "array_col"} <= set(table.obs) and "crop" in table.uns.get(table_key, {}):
+    try:  # superpixels are pixels of a map, and all others are drawn as disks
         made = made_how(table, table_key)
         lattice = Lattice.of(table, made)
         places, window, mpp = None, lattice.window, lattice.mpp
         image_key = image_key or made["section"]["image_key"]
-    else:
+    except ValueError:
         places = Places.of(sdata, table, table_key, image_key)
         window, mpp, image_key = places.window, places.mpp, places.image_key
     window = window.padded(_MARGIN)
@@ -100,7 +100,7 @@ def activity(
     draw_raster(axes[0], *picture)
     axes[0].set_title("H&E", fontsize=10)
     add_scale_bar(axes[0])
-    norm = TwoSlopeNorm(0.0, *_limits(scores[names].to_numpy()))
+    norm = around_zero(scores[names].to_numpy(dtype=float), _QUANTILE)
     for ax, name in zip(axes[1:], names, strict=True):
         draw_raster(ax, *picture, alpha=_FAINT)
         values = scores[name].to_numpy(dtype=float)
@@ -134,10 +134,3 @@ def _raster(table: AnnData, values: NDArray, lattice: Lattice) -> NDArray[np.flo
     raster = np.full(lattice.shape, np.nan, dtype=np.float32)
     raster[tuple(table.obs[["array_row", "array_col"]].to_numpy().T)] = values
     return raster
-
-
-def _limits(values: NDArray) -> tuple[float, float]:
-    """Ends of a scale that is the same on both sides of 0."""
-    size = np.abs(values[np.isfinite(values)])
-    most = float(np.quantile(size, _QUANTILE)) if len(size) else 0.0
-    return -(most or 1.0), most or 1.0

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, TwoSlopeNorm
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import add_scale_bar, around_zero, draw_raster, finish, panels
 from sphistex.pl._places import Places
 from sphistex.pl._sources import find_table, read_picture
 
@@ -84,7 +82,7 @@ def attribution(
     window = places.window.padded(_MARGIN)
     picture = read_picture(sdata, places.image_key, window, places.mpp)
     shares = model.attribution(sdata).to_numpy()
-    norm = TwoSlopeNorm(0.0, *_limits(shares))
+    norm = around_zero(shares)
     figure, axes = panels(1, 2, window)
     for ax, alpha, title in zip(axes[0], (1.0, _FAINT), ("H&E", "Attribution"), strict=True):
         draw_raster(ax, *picture, alpha=alpha)
@@ -96,9 +94,3 @@ def attribution(
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     return finish(figure, save, return_fig)
-
-
-def _limits(shares: NDArray[np.float64]) -> tuple[float, float]:
-    """Ends of a scale that is the same on both sides of 0."""
-    most = float(np.abs(shares).max()) or 1.0
-    return -most, most

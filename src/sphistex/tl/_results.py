@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 from sphistex._checks import check_open
 from sphistex._section import Section, resolve_section
 from sphistex.tl._expression import find_table
+from sphistex.tl._trust import made_how
 
 # A superpixel belongs to a spot that covers this share of it.
 _INSIDE = 0.5
@@ -28,11 +29,12 @@ def find_result(sdata: SpatialData, table_key: str) -> tuple[AnnData, dict[str, 
     ValueError
         If it is no result, has no superpixels or genes, or is a lazy one that was not opened.
     """
-    table, made = find_table(sdata, table_key), None
-    for record in table.uns.values():
-        if isinstance(record, dict) and {"pitch_um", "mpp", "section"} <= set(record):
-            made = record
-    if made is None or not {"array_row", "array_col"} <= set(table.obs):
+    table = find_table(sdata, table_key)
+    try:
+        made = made_how(table, table_key)
+    except ValueError:
+        made = {}
+    if "section" not in made or not {"array_row", "array_col"} <= set(table.obs):
         results = [name for name, other in sdata.tables.items() if "section" in other.uns.get(name, {})]
         raise ValueError(
             f"table_key={table_key!r} is a table, but not a result of sphistex.tl.super_resolve; results are {results}"

@@ -25,7 +25,8 @@ from sphistex.tl.fit import fit
 from sphistex.tl.predict import predict
 
 _CHUNK = 64
-_NAME = "shuffled"
+# What the result without an image is called.
+NULL = "shuffled"
 
 
 def check_repeatable(
@@ -90,9 +91,9 @@ def shuffled_result(
                 **elements,
                 conserve_counts=bool(made["conserve_counts"]),
                 lazy="latent_key" in made,
-                key_added=_NAME,
+                key_added=NULL,
             )
-            yield draft.tables[_NAME]
+            yield draft.tables[NULL]
         finally:
             settings.cache_dir = before
 

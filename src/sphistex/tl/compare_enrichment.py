@@ -14,7 +14,7 @@ from sphistex.tl._expression import Expression
 from sphistex.tl._extras import check_extra
 from sphistex.tl._gene_sets import GeneSets, usable_gene_sets
 from sphistex.tl._results import find_result, section_of, spot_of_each
-from sphistex.tl._shuffled import check_repeatable, shuffled_result
+from sphistex.tl._shuffled import NULL, check_repeatable, shuffled_result
 from sphistex.tl._spots import grouped_spots
 from sphistex.tl.enrich import best_markers, check_numbers, over_representation
 from sphistex.tl.fit import check_seed
@@ -117,7 +117,7 @@ def compare_enrichment(
         found["before"] = tested(spots, section.table_key, of_spots)
     if null:
         with shuffled_result(sdata, table, made, section, seed) as without_image:
-            found["null"] = tested(without_image, _null_name(without_image), groups)
+            found["null"] = tested(without_image, NULL, groups)
     return _joined(found, list(groups.cat.categories), max_q)
 
 
@@ -130,11 +130,6 @@ def _groups_of_spots(groups: pd.Series, section: Section, table: AnnData) -> pd.
     size = named.value_counts()
     several = [name for name in groups.cat.categories if size.get(name, 0) > 1]
     return named[named.isin(several)].astype(pd.CategoricalDtype(several))
-
-
-def _null_name(table: AnnData) -> str:
-    """The name that a result's record has in its table."""
-    return next(name for name, made in table.uns.items() if isinstance(made, dict) and "crop" in made)
 
 
 def _joined(found: dict[str, pd.DataFrame], groups: list[str], max_q: float) -> pd.DataFrame:
