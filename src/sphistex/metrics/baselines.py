@@ -63,12 +63,14 @@ def linear_weights(xy: ArrayLike) -> Callable[[ArrayLike], sparse.csr_matrix]:
     """
     xy = np.asarray(xy, float)
     triangles, spots = Delaunay(xy), KDTree(xy)
+    # made here and not at first use: threads that ask for it at once free each other's (scipy/scipy#23854)
+    transform = triangles.transform
 
     def weights(places: ArrayLike) -> sparse.csr_matrix:
         places = np.asarray(places, float)
         found = triangles.find_simplex(places)
         corners = triangles.simplices[found]
-        affine = triangles.transform[found]
+        affine = transform[found]
         two = np.einsum("nij,nj->ni", affine[:, :2], places - affine[:, 2])
         share = np.column_stack([two, 1 - two.sum(1)])
         lost = (found < 0) | np.isnan(share).any(1)
