@@ -147,6 +147,7 @@ def on_workers(n_workers: int, size_um: int) -> dict[str, Any]:
             "alone": here,
             "cluster": there | {"start": start},
             "same_features": bool(np.array_equal(*features)),
+            "same_counts": bool(np.array_equal(first, second)),
             "largest_difference_of_counts": float(np.abs(first - second).max() / first.max()),
             "correlation_of_counts": float(np.corrcoef(first.ravel(), second.ravel())[0, 1]),
         }

@@ -9,6 +9,7 @@ from scipy.stats import poisson
 
 from sphistex.nn.layers import Linear
 from sphistex.nn.mil import Objective, PoissonCounts, ScaledSquares, bag_sum
+from sphistex.nn.precision import fastest_dtype
 
 N_MODELS, N_BAGS, N_SUPERPIXELS, N_GENES = 2, 5, 7, 3
 
@@ -203,3 +204,24 @@ def test_half_precision_agrees(bags, read) -> None:
     (exact, of_exact), (half, of_half) = gradients.values()
     torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02)
     assert torch.nn.functional.cosine_similarity(of_half.ravel(), of_exact.ravel(), 0) > 0.999
+
+
+@pytest.mark.skipif(fastest_dtype("cpu") != torch.bfloat16, reason="a processor that multiplies bfloat16")
+def test_in_half_precision_a_model_has_the_same_gradient_alone_and_among_others() -> None:
+    """So that what the workers of a cluster train is what one process trains; at sizes as in use."""
+    torch.manual_seed(0)
+    loadings = Linear(3, 128, 256)
+    latent, weight = torch.randn(3, 32, 49, 128).bfloat16(), torch.rand(3, 32, 49)
+    counts = torch.poisson(torch.rand(3, 32, 256))
+    objective = PoissonCounts(counts[0], weight[0].sum(1))
+
+    def gradient(models: slice) -> torch.Tensor:
+        some = Linear(len(range(3)[models]), 128, 256)
+        some.weight.data, some.bias.data = loadings.weight.data[models], loadings.bias.data[models]
+        objective.loss(latent[models], some, weight[models], counts[models]).sum().backward()
+        assert some.weight.grad is not None
+        return some.weight.grad
+
+    together = gradient(slice(None))
+    for model in range(3):
+        assert torch.equal(gradient(slice(model, model + 1))[0], together[model])

@@ -12,11 +12,13 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+import torch
 from distributed import Client, LocalCluster, WorkerPlugin
 from spatialdata import SpatialData, read_zarr
 
 import sphistex as sx
 from sphistex.nn.checkpoint import Checkpoint
+from sphistex.nn.precision import fastest_dtype
 
 # The workers cannot import this file.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -71,6 +73,18 @@ def assert_same(found: sx.tl.SuperResolver, expected: sx.tl.SuperResolver) -> No
     for name, value in expected.module.state_dict().items():
         np.testing.assert_allclose(found.module.state_dict()[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(found.image_share, expected.image_share, rtol=1e-3)
+
+
+@pytest.mark.skipif(fastest_dtype("cpu") != torch.bfloat16, reason="a processor that multiplies bfloat16")
+def test_in_half_precision_they_are_the_same_to_the_last_bit(sdata: SpatialData, client: Client) -> None:
+    how = QUICK | {"precision": "bfloat16"}
+    here = sx.tl.fit(sdata, **how)
+    with client.as_current():
+        there = sx.tl.fit(sdata, **how)
+    assert there.info["validation_loss"] == here.info["validation_loss"]
+    for name, value in here.module.state_dict().items():
+        assert torch.equal(there.module.state_dict()[name], value), name
+    np.testing.assert_array_equal(there.image_share, here.image_share)
 
 
 def left(sdata: SpatialData) -> list[str]:

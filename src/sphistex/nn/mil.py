@@ -191,9 +191,14 @@ class _SumOfExponentials(torch.autograd.Function):
         of_output = (rates * gradient.to(rates.dtype)[..., None, :]).flatten(1, -2)
         of_bias = (weight[..., None, :] @ of_output.view_as(rates)).to(gradient.dtype).sum(1)
         weight = weight.unsqueeze(-1)
-        of_matrix = (latent * weight).flatten(1, -2).transpose(1, 2) @ of_output
+        of_matrix = _product((latent * weight).flatten(1, -2).transpose(1, 2), of_output)
         of_latent = (of_output @ matrix.transpose(1, 2)).view_as(latent) * weight
         return of_latent, of_matrix.to(gradient.dtype), of_bias, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, on CPUs model by model: each is then rounded as if it were alone, on a worker of a cluster."""
+    return a @ b if a.is_cuda else torch.stack([one @ other for one, other in zip(a, b, strict=True)])
 
 
 Objective = PoissonCounts | ScaledSquares

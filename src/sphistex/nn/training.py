@@ -185,8 +185,8 @@ def train(
     """Fit all models of ``network`` at once, in place.
 
     Models share nothing: each draws its own random numbers and stops by itself. After an interruption they come out
-    the same to the last bit (``checkpoint``; on a CPU), and alone the same as among others (``members``), but that the
-    products of one model may be rounded otherwise than those of several.
+    the same to the last bit (``checkpoint``; on a CPU), and alone the same as among others (``members``), but that in
+    float32 the products of a small model may be rounded otherwise than those of several.
 
     Parameters
     ----------
