@@ -132,6 +132,23 @@ def test_a_predicted_section_can_be_super_resolved(sections: list[SpatialData], 
     assert fine.n_obs > 20 * sdata.tables["histology"].n_obs
 
 
+def test_subtypes_and_gene_sets_of_a_predicted_section(sections: list[SpatialData], model: sx.tl.HistologyModel) -> None:
+    """What is predicted is logged, may be a little below 0, and is known as what it is."""
+    pytest.importorskip("decoupler")
+    sdata = image_alone(sections[2])
+    sx.tl.predict_histology(sdata, model, encoder=colour, mpp=0.5)
+    table = sdata.tables["histology"]
+    sx.tl.tumour_subtypes(sdata, table_key="histology", tumour=("predicted_region", "tumour"), n_subtypes=2)
+    tumour = table.obs["predicted_region"] == "tumour"
+    assert (table.obs["subtype"].notna() == tumour).all()
+    sets = {"some": model.genes[:6], "others": model.genes[6:]}
+    sx.tl.enrich(sdata, table_key="histology", gene_sets=sets, groupby="predicted_region")
+    difference = table.obsm["enrichment"]["some"] - table.obsm["enrichment"]["others"]
+    expected = table.X[:, :6].mean(1) - table.X[:, 6:].mean(1)
+    assert np.corrcoef(difference, expected)[0, 1] > 0.9
+    assert sx.pl.regions(sdata, "subtype", table_key="histology", return_fig=True) is not None
+
+
 def test_cross_validation_stands_beside_what_has_to_be_beaten(sections: list[SpatialData]) -> None:
     found = sx.tl.cross_validate_histology(
         sections, groups="patient", genes=12, regions_key="tumour", encoder=colour, **QUICK
