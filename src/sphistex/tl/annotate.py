@@ -26,6 +26,9 @@ Method = Literal["kmeans", "leiden"]
 # Numbers of clusters to choose from, if nobody says.
 _NUMBERS = tuple(range(4, 13))
 _N_NEIGHBOURS = 15
+# Counts per superpixel before their logarithm is taken: 10,000, as is usual for cells, make the most of genes that are
+# next to nothing in the some 30 counts of a superpixel.
+_PER_SUPERPIXEL = 1e3
 
 
 def annotate(
@@ -43,7 +46,7 @@ def annotate(
 ) -> None:
     """Divide the tissue of a result into regions: clusters of superpixels by their expression.
 
-    Counts are scaled to 10,000 per superpixel and logged, and of the 2,000 most variable genes principal components
+    Counts are scaled to 1,000 per superpixel and logged, and of the 2,000 most variable genes principal components
     are taken, each divided by the square root of its spread, in which superpixels are clustered. Small fragments are
     then merged into the region around them.
 
@@ -124,7 +127,7 @@ def annotate(
     seed = check_seed(seed)
     check_own(table, table_key, key_added, "annotate", there=key_added in table.obs)
     mask = on_grid(table, table_key)
-    expression = Expression.of(table, table_key)
+    expression = Expression.of(table, table_key, per_spot=_PER_SUPERPIXEL)
 
     pitch_um = float(made["pitch_um"])
     points = _evened(principal_components(expression, n_components, seed))
