@@ -1,10 +1,11 @@
-"""Cells, borders and aggregates of a large result: CPU time and memory of each function and picture.
+"""What is done with a large result: CPU time and memory of each function and picture.
 
     python benchmarks/regions.py --superpixels 300000 --genes 1000 --cells 100000
+    python benchmarks/regions.py --superpixels 700000 --genes 1000 --steps annotate
 
-Expression and cells are drawn at random, the image is noise. ``memory_gib`` is the peak of a step above what was there
-before it, which is the result itself and what earlier steps added. Overlaps of polygons are also measured as GEOS cuts
-them out, square by square. Linux only.
+``--steps`` runs only those whose names begin so. Expression and cells are drawn at random, the image is noise.
+``memory_gib`` is the peak of a step above what was there before it, which is the result itself and what earlier steps
+added. Overlaps of polygons are also measured as GEOS cuts them out, square by square. Linux only.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--superpixels", type=int, default=300_000)
     parser.add_argument("--genes", type=int, default=1000)
     parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--steps", nargs="+", default=[""])
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     sx.settings.progress = False
@@ -50,6 +52,8 @@ def main() -> None:
     rng = np.random.default_rng(0)
     outlines = cells(side, arguments.cells, rng)
     signature = [f"gene{i}" for i in range(12)]
+    sets = {f"set{i}": [f"gene{j}" for j in range(i, arguments.genes, 20)] for i in range(20)}
+    wanted = tuple(arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
         sdata = section(side, arguments.genes, rng)
         sdata.shapes["cells"] = ShapesModel.parse(
@@ -70,11 +74,40 @@ def main() -> None:
             "pl.interface": lambda: sx.pl.interface(sdata, save=Path(folder) / "interface.pdf"),
             "pl.profiles": lambda: sx.pl.profiles(sdata, signature, save=Path(folder) / "profiles.pdf"),
             "pl.aggregates": lambda: sx.pl.aggregates(sdata, save=Path(folder) / "aggregates.pdf"),
+            "annotate, number chosen": lambda: sx.tl.annotate(sdata, key_added="clusters"),
+            "annotate, 8 clusters, smoothed": lambda: sx.tl.annotate(
+                sdata, n_clusters=8, smooth_um=16, key_added="clusters"
+            ),
+            "transfer_annotation": lambda: sx.tl.transfer_annotation(sdata, "pathologist"),
+            "markers, 2 groups": lambda: sx.tl.markers(sdata, table_key="superres", groupby="annotation"),
+            "enrich, 20 sets": lambda: sx.tl.enrich(
+                sdata, table_key="superres", gene_sets=sets, groupby="annotation", min_genes=2
+            ),
+            "confidence, 4 genes, 32 µm": lambda: sx.tl.confidence(sdata, signature[:4], scale_um=32),
+            "confidence, 4 genes, 8 µm": lambda: sx.tl.confidence(sdata, signature[:4]),
+            "pl.annotation": lambda: sx.pl.annotation(
+                sdata, ["clusters", "pathologist"], save=Path(folder) / "annotation.pdf"
+            ),
+            "pl.expression, 4 genes": lambda: sx.pl.expression(
+                sdata, signature[:4], save=Path(folder) / "expression.pdf"
+            ),
+            "pl.rgb, 3 genes": lambda: sx.pl.rgb(sdata, signature[:3], save=Path(folder) / "rgb.pdf"),
+            "pl.confidence, 2 genes": lambda: sx.pl.confidence(
+                sdata, signature[:2], save=Path(folder) / "confidence.pdf"
+            ),
+            "pl.activity": lambda: sx.pl.activity(sdata, table_key="superres", save=Path(folder) / "activity.pdf"),
+            "pl.enrichment": lambda: sx.pl.enrichment(
+                sdata, table_key="superres", save=Path(folder) / "enrichment.pdf"
+            ),
         }
         for name, step in steps.items():
+            if not name.startswith(wanted):
+                continue
             print(json.dumps({"step": name} | measured(step)), flush=True)
             for table in ("cells_superres", "circles_superres", "nuclei_superres"):
                 sdata.tables.pop(table, None)
+    if not "overlaps".startswith(wanted):
+        return
     some = shapely.transform(outlines[:COMPARED], lambda xy: xy / PITCH_PX)
     grid = sx.Grid((side, side), mpp=1.0, pitch_um=1.0)
     for name, overlaps in (("edges", lambda: sx.Bags.from_polygons(grid, some)), ("GEOS", lambda: by_geos(some))):
@@ -99,7 +132,7 @@ def resident(what: str) -> float:
 
 
 def section(side: int, n_genes: int, rng: np.random.Generator) -> SpatialData:
-    """A dense result on a square, with an annotation of smooth borders and an image of noise."""
+    """A dense result on a square, with an annotation of smooth borders, an image of noise, and spots."""
     n = side**2
     row, column = np.indices((side, side)).reshape(2, -1)
     counts = np.empty((n, n_genes), np.float32)
@@ -114,18 +147,41 @@ def section(side: int, n_genes: int, rng: np.random.Generator) -> SpatialData:
     obs.index.name = None
     table = AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]))
     table.obsm["spatial"] = (np.column_stack([column, row]) + 0.5) * PITCH_PX
-    table.uns["superres"] = {"pitch_um": 8.0, "mpp": 0.5, "section": {"image_key": "image"}, "crop": [0, 0]}
+    table.var["mean_count"], table.var["error_variance"] = counts.mean(0, dtype=float), 0.5
+    table.uns["superres"] = {
+        "pitch_um": 8.0,
+        "mpp": 0.5,
+        "section": {"image_key": "image", "shapes_key": "spots", "table_key": "counts", "coordinate_system": "global"},
+        "crop": [0, 0],
+        "calibration": {"side_um": 49.0, "pitch_um": 8.0, "coverage": np.linspace(0, 1, 201), "n_spots": 500},
+    }
     table = TableModel.parse(table, region="superres_labels", region_key="region", instance_key="instance_id")
     ids = np.arange(1, n + 1, dtype=np.int32).reshape(side, side)
     placed = {"global": Scale([PITCH_PX] * 2, axes=("x", "y"))}
     picture = da.random.default_rng(0).integers(
         150, 255, (3, *(side * PITCH_PX,) * 2), dtype="u1", chunks=(3, 2048, 2048)
     )
+    spots, measured_counts = visium(side, n_genes, rng)
     return SpatialData(
         images={"image": Image2DModel.parse(picture, dims=("c", "y", "x"), scale_factors=[4, 4])},
         labels={"superres_labels": Labels2DModel.parse(ids, dims=("y", "x"), transformations=placed)},
-        tables={"superres": table},
+        shapes={"spots": spots},
+        tables={"superres": table, "counts": measured_counts},
     )
+
+
+def visium(side: int, n_genes: int, rng: np.random.Generator) -> tuple[GeoDataFrame, AnnData]:
+    """Spots of 55 µm, 100 µm apart, with counts at random and the classes of a pathologist."""
+    pitch_px, size = 200, side * PITCH_PX
+    row, column = np.indices((int(size / (pitch_px * 3**0.5 / 2)), size // pitch_px)).reshape(2, -1)
+    xy = (np.column_stack([column + row % 2 / 2, row * 3**0.5 / 2]) + 0.4) * pitch_px
+    spots = ShapesModel.parse(xy, geometry=0, radius=55.0, transformations={"global": Identity()})
+    obs = pd.DataFrame({"instance_id": np.arange(len(xy)), "region": pd.Categorical(["spots"] * len(xy))})
+    obs["pathologist"] = np.where(np.sin(row / 4) + np.cos(column / 3) > 0.4, "tumour", "stroma")
+    obs.index = obs.index.astype(str)
+    counts = rng.poisson(30, (len(xy), n_genes)).astype(np.float32)
+    table = AnnData(counts, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)]))
+    return spots, TableModel.parse(table, region="spots", region_key="region", instance_key="instance_id")
 
 
 def cells(side: int, n: int, rng: np.random.Generator) -> NDArray[np.object_]:

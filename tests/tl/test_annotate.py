@@ -194,7 +194,7 @@ def test_superpixels_get_the_classes_of_spots_and_of_their_expression(sdata):
 
 @pytest.mark.slow
 def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated_spots():
-    sdata = sx.datasets.simulate(size_um=1300, seed=1)
+    sdata = sx.datasets.simulate(size_um=1300, seed=2)  # the settings were chosen on others
     sx.tl.super_resolve(sdata, encoder="efficientnet_lite0")
     result, spots, truth = (sdata.tables[name] for name in ("superres", "counts", "truth"))
     between = result.copy()
@@ -204,11 +204,12 @@ def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated
     sdata.tables["interpolated"] = between
     compartment = pd.Series(truth.obs["compartment"].to_numpy(), index=map(tuple, truth.obsm["spatial"]))
     true = compartment.reindex(map(tuple, result.obsm["spatial"])).to_numpy()
-    score = {}
-    for name in ("superres", "interpolated"):
-        sx.tl.annotate(sdata, table_key=name, n_clusters=8)  # as many as there are compartments
-        score[name] = sx.metrics.agreement(sdata.tables[name].obs["annotation"], true).adjusted_rand_index
-    assert score["superres"] > score["interpolated"] + 0.1
+    for n in (None, 8):  # as it is chosen for each, and as many as there are compartments
+        score = {}
+        for name in ("superres", "interpolated"):
+            sx.tl.annotate(sdata, table_key=name, n_clusters=n)
+            score[name] = sx.metrics.agreement(sdata.tables[name].obs["annotation"], true).adjusted_rand_index
+        assert score["superres"] > score["interpolated"] + 0.1
 
 
 @pytest.mark.parametrize(

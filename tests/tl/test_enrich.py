@@ -71,6 +71,22 @@ def test_markers_agree_with_a_rank_sum_test(sdata):
     assert own["p"].item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_of_many_spots_fewer_are_compared_but_all_of_a_small_group(sdata, monkeypatch: pytest.MonkeyPatch):
+    rare = np.arange(40_000) % 800 == 7
+    rate = np.where(rare[:, None] & (np.arange(6) == 2), 8, 4)
+    counts = np.random.default_rng(0).poisson(rate).astype(np.float32)
+    obs = pd.DataFrame({"kind": np.where(rare, "rare", "common")}, index=np.arange(len(rare)).astype(str))
+    sdata.tables["many"] = AnnData(counts, obs=obs, var=pd.DataFrame(index=list("abcdef")))
+    some = tl.markers(sdata, table_key="many", groupby="kind", method="t-test")
+    monkeypatch.setattr(sys.modules["sphistex.tl.markers"], "_N_COMPARED", len(rare))
+    every = tl.markers(sdata, table_key="many", groupby="kind", method="t-test")
+    of_rare = [found[found["group"] == "rare"].set_index("gene") for found in (some, every)]
+    assert of_rare[0].index[0] == "c"
+    # of a third of the small group, scores would be smaller by the root of three
+    assert of_rare[0]["score"]["c"] == pytest.approx(of_rare[1]["score"]["c"], rel=0.1)
+    assert not some["score"].equals(every["score"])
+
+
 def test_scores_are_t_values_of_membership_in_the_set(sdata, sets):
     pytest.importorskip("decoupler")
     tl.enrich(sdata, table_key="spots", gene_sets=sets)

@@ -24,7 +24,7 @@ _NUMBERS = 8_000_000
 
 @dataclass(frozen=True)
 class Expression:
-    """Values of a table as log1p of counts scaled to 10,000 per spot.
+    """Values of a table as log1p of counts scaled to 10,000 (or another number) per spot.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Expression:
     factor: NDArray[np.float32] | None
 
     @classmethod
-    def of(cls, table: AnnData, name: str) -> Expression:
+    def of(cls, table: AnnData, name: str, per_spot: float = PER_SPOT) -> Expression:
         """Expression of the table ``name``, whether it holds counts or logarithms.
 
         They are counts where all are whole numbers, where one is larger than any logarithm can be, and in results of
@@ -69,7 +69,7 @@ class Expression:
             totals[rows] += values.sum(1, dtype=np.float64)
         if predicted or "log1p" in table.uns or not (whole or resolved or highest > _HIGHEST_LOG):
             return logs
-        return cls(table, np.divide(PER_SPOT, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
+        return cls(table, np.divide(per_spot, totals, out=np.zeros_like(totals), where=totals > 0).astype(np.float32))
 
     def read(self, rows: NDArray[np.intp], genes: slice | NDArray[np.intp] | None = None) -> NDArray[np.float32]:
         """Expression (n_rows, n_genes) of some spots and genes, by default all genes."""

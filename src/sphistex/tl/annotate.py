@@ -26,6 +26,9 @@ Method = Literal["kmeans", "leiden"]
 # Numbers of clusters to choose from, if nobody says.
 _NUMBERS = tuple(range(4, 13))
 _N_NEIGHBOURS = 15
+# Counts per superpixel before their logarithm is taken: 10,000, as is usual for cells, make the most of genes that are
+# next to nothing in the some 30 counts of a superpixel.
+_PER_SUPERPIXEL = 1e3
 
 
 def annotate(
@@ -43,8 +46,9 @@ def annotate(
 ) -> None:
     """Divide the tissue of a result into regions: clusters of superpixels by their expression.
 
-    Counts are scaled to 10,000 per superpixel and logged, and of the 2,000 most variable genes principal components
-    are taken, in which superpixels are clustered. Small fragments are then merged into the region around them.
+    Counts are scaled to 1,000 per superpixel and logged, and of the 2,000 most variable genes principal components
+    are taken, each divided by the square root of its spread, in which superpixels are clustered. Small fragments are
+    then merged into the region around them.
 
     Parameters
     ----------
@@ -123,10 +127,10 @@ def annotate(
     seed = check_seed(seed)
     check_own(table, table_key, key_added, "annotate", there=key_added in table.obs)
     mask = on_grid(table, table_key)
-    expression = Expression.of(table, table_key)
+    expression = Expression.of(table, table_key, per_spot=_PER_SUPERPIXEL)
 
     pitch_um = float(made["pitch_um"])
-    points = principal_components(expression, n_components, seed)
+    points = _evened(principal_components(expression, n_components, seed))
     if smooth_um:
         points = smoothed(points, mask, smooth_um / pitch_um)
     record: dict[str, Any] = {"made_by": "annotate"}
@@ -196,6 +200,15 @@ def _check_numbers(resolution: float, n_components: int, smooth_um: float, min_a
     for name, value in (("smooth_um", smooth_um), ("min_area_um2", min_area_um2)):
         if not (np.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value!r} must be a number of at least 0")
+
+
+def _evened(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Components (n, n_components) whose spreads are their square roots.
+
+    Of a predicted map the first one or two have most of the variance, and would be cut into slices while structures
+    that differ in the others stay together; with the same spread for all, clusters would be made of noise.
+    """
+    return points / np.sqrt(np.maximum(points.std(0), 1e-12))
 
 
 def _leiden(points: NDArray[np.float32], resolution: float, seed: int) -> NDArray[np.intp]:
