@@ -39,24 +39,23 @@ def fine_structure(bins: Places, values: NDArray[np.float32], width: float) -> N
     I times the variance, as I alone says how smooth a map is and not how much of it there is. Of the covariance, the
     root is taken, so that it is in units of the values.
     """
-    left = values - _smoothed(bins, values, width / _FULL_WIDTH)
+    left = below(bins, values, width)
     variance = left.var(0, dtype=np.float64)
     covariance = np.where(variance > 0, autocorrelation(bins, left, "moran") * variance, 0)
     return np.sqrt(np.maximum(covariance, 0))
 
 
-def _smoothed(bins: Places, values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Values smoothed by a Gaussian of ``sigma`` bins that looks at nothing outside of the bins."""
+def below(bins: Places, values: NDArray[np.float32], width: float) -> NDArray[np.float32]:
+    """Values (n_bins, n_genes) in square bins, less their smoothing by a Gaussian of a width in bins."""
     column, row = bins.xy.astype(int).T
-    shape = row.max() + 1, column.max() + 1
+    picture = np.zeros((row.max() + 1, column.max() + 1), dtype=np.float32)
 
     def smooth(of_bins: NDArray) -> NDArray:
-        picture = np.zeros(shape, dtype=np.float32)
         picture[row, column] = of_bins
-        return gaussian_filter(picture, sigma, mode="constant")[row, column]
+        return gaussian_filter(picture, width / _FULL_WIDTH, mode="constant")[row, column]
 
-    weight = smooth(np.ones(len(row)))
-    return np.stack([smooth(gene) / weight for gene in values.T], axis=1)
+    inside = smooth(np.ones(len(row)))  # how much of the Gaussian lies on bins
+    return np.stack([gene - smooth(gene) / inside for gene in values.T], axis=1)
 
 
 def sepal(places: Places, values: NDArray[np.float32]) -> NDArray[np.float64]:
