@@ -21,7 +21,8 @@ _TITLES = {
     "geary": "Geary's C (lower: more patterned)",
     "fine": "Finer than the spots",
 }
-_INCHES, _INCHES_FOR_NAMES = 3.6, 0.9
+_COLUMNS_OF_PANELS = 2
+_INCHES, _INCHES_FOR_NAMES = 3.6, 1.2
 _AFTER, _NULL = "tab:blue", "0.6"
 # Names beside a panel: where, and how far apart, in its widths and heights.
 _NAMES_AT, _NAMES_APART = 1.04, 0.055
@@ -81,18 +82,24 @@ def patterns(
     if drawn.empty:
         raise ValueError("table holds no gene with two values of a statistic to compare: there is nothing to draw")
     statistics = list(drawn["statistic"].unique())
-    size = (_INCHES + _INCHES_FOR_NAMES) * len(statistics), _INCHES + 0.4
+    columns = min(len(statistics), _COLUMNS_OF_PANELS)
+    rows = -(-len(statistics) // columns)
+    size = (_INCHES + _INCHES_FOR_NAMES) * columns, _INCHES * rows + 0.4
     figure, axes = plt.subplots(
-        1, len(statistics), squeeze=False, figsize=size, layout="constrained", dpi=DPI, facecolor="white"
+        rows, columns, squeeze=False, figsize=size, layout="constrained", dpi=DPI, facecolor="white"
     )
-    for ax, statistic in zip(axes[0], statistics, strict=True):
+    panels = list(axes.flat)
+    for spare in panels[len(statistics) :]:
+        spare.remove()
+    panels = panels[: len(statistics)]
+    for ax, statistic in zip(panels, statistics, strict=True):
         found = drawn[drawn["statistic"] == statistic]
         named = _draw_finer(ax, found) if statistic == "fine" else _draw(ax, found)
         _name(ax, found.iloc[named[:n_named]], "null" if statistic == "fine" else "before")
         ax.set_title(_TITLES.get(statistic, statistic), fontsize=10)
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    handles = {label: handle for ax in axes[0] for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    handles = {label: handle for ax in panels for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
     )

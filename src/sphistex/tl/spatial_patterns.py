@@ -51,11 +51,11 @@ def spatial_patterns(
     in the same bins. What this reaches is interpolation and smoothing of the spots, and by these three statistics it
     reaches more than the result does, as it is smoother.
 
-    What the image brings is ``"fine"``: how much structure there is below the distance between spots. From the logged
-    counts of bins of 16 µm their smoothing by a Gaussian is taken away, whose full width at half maximum is this
-    distance; of what is left, Moran's I times the variance is the covariance of neighbours, and its root is the
-    statistic: about by how much neighbours go up and down together, in units of the logarithm. A gene is ``beyond`` its
-    null where it has 1.5 times as much of it.
+    What the image brings is ``"fine"``: how much structure there is below the distance between spots, or below 64 µm
+    where that is less. From the logged counts of bins of 16 µm their smoothing by a Gaussian is taken away, whose full
+    width at half maximum is this distance; of what is left, Moran's I times the variance is the covariance of
+    neighbours, and its root is the statistic: about by how much neighbours go up and down together, in units of the
+    logarithm. A gene is ``beyond`` its null where it has 1.5 times as much of it.
 
     Parameters
     ----------
