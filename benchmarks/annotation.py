@@ -5,8 +5,7 @@
 
 Simulated: adjusted Rand index against the true compartments. Kidney: glomeruli and segments of tubules, which are where
 the true share of their marker genes, smoothed by a Gaussian of 32 µm, is above Otsu's threshold; precision and recall
-of the class with the highest true share of them. Last, how patterned the marker genes and the most variable ones are:
-in spots, in superpixels, and in superpixels without the image.
+of the class with the highest true share of them.
 """
 
 from __future__ import annotations
@@ -122,14 +121,10 @@ def kidney(arguments: argparse.Namespace) -> None:
     for structure, (_, inside) in true.items():
         print(f"{structure}: {inside.mean():.1%} of the tissue")
         table.obs[structure] = pd.Categorical(np.where(inside, structure, None))
-    patterns = sx.tl.spatial_patterns(sdata, genes=genes[: len(markers) + 30])
-    print(patterns.groupby("statistic")[["before", "after", "null"]].median().round(3).to_string())
-    print(patterns[patterns.gene.isin(markers)].round(3).to_string(index=False))
     if arguments.pictures:
         table.obs["interpolated"] = regions(sdata, "interpolated")
         sx.pl.annotation(sdata, ["annotation", "interpolated"], save=arguments.pictures / "kidney.png")
         sx.pl.annotation(sdata, list(true), save=arguments.pictures / "kidney_truth.png")
-        sx.pl.patterns(patterns, save=arguments.pictures / "kidney_patterns.png")
 
 
 def regions(sdata: SpatialData, name: str) -> NDArray:
