@@ -26,6 +26,8 @@ _SMALLEST_BIN_UM = 64.0
 # Side of the bins in which structure finer than the spots is looked for, and how much more of it than in the null is a
 # finding: on simulated tissue, see docs/annotation.md, the most that an image which shows nothing brought was 1.56.
 _FINE_BIN_UM, _BEYOND = 16.0, 1.5
+# "fine", of counts that are scaled by the average total and not by that of each bin.
+_IN_COUNTS = "fine of counts"
 # Numbers in memory at once.
 _NUMBERS = 8_000_000
 
@@ -55,7 +57,9 @@ def spatial_patterns(
     where that is less. From the logged counts of bins of 16 µm their smoothing by a Gaussian is taken away, whose full
     width at half maximum is this distance; of what is left, Moran's I times the variance is the covariance of
     neighbours, and its root is the statistic: about by how much neighbours go up and down together, in units of the
-    logarithm. A gene is ``beyond`` its null where it has 1.5 times as much of it.
+    logarithm. A gene is ``beyond`` its null where it has 1.5 times as much of it, both in these scaled counts and in
+    those that are scaled by the same total everywhere: a gene that only follows the density of cells stands out in the
+    latter alone, and in the former alone one that only makes room for others.
 
     Parameters
     ----------
@@ -156,9 +160,13 @@ def spatial_patterns(
     if null:
         with shuffled_result(sdata, table, made, section, seed) as without_image:
             found["null"] = judged(without_image, bins, fine)
-    found = found.reset_index()
-    found["beyond"] = claims & (found["statistic"] == "fine") & (found["after"] > _BEYOND * found["null"])
-    return found
+    more = found["after"] > _BEYOND * found["null"]
+    found["beyond"] = False
+    if "fine" in statistics:
+        both = more.xs("fine", level="statistic") & more.xs(_IN_COUNTS, level="statistic")
+        found.loc[[(gene, "fine") for gene in chosen], "beyond"] = claims & both[chosen].to_numpy()
+        found = found.drop(index=_IN_COUNTS, level="statistic")
+    return found.reset_index()
 
 
 def _judged(
@@ -173,7 +181,9 @@ def _judged(
 ) -> pd.Series:
     """Each statistic of each gene, indexed by both; counts are scaled over all genes named."""
     totals = _totals(table, names)
-    found = pd.DataFrame(np.nan, index=pd.Index(genes, name="gene"), columns=pd.Index(statistics, name="statistic"))
+    columns = [*statistics, _IN_COUNTS] if "fine" in statistics else statistics
+    found = pd.DataFrame(np.nan, index=pd.Index(genes, name="gene"), columns=pd.Index(columns, name="statistic"))
+    average = np.full_like(totals, totals.mean())
     at_once = max(1, _NUMBERS // len((fine or places).xy))
     for first in range(0, len(genes), at_once):
         part = genes[first : first + at_once]
@@ -185,7 +195,8 @@ def _judged(
             elif statistic != "fine":
                 found.loc[part, statistic] = autocorrelation(places, values, statistic)
             elif fine is not None:
-                found.loc[part, statistic] = fine_structure(fine, _logged(table, fine, part, totals), width)
+                for name, scale in ((statistic, totals), (_IN_COUNTS, average)):
+                    found.loc[part, name] = fine_structure(fine, _logged(table, fine, part, scale), width)
     return found.unstack().swaplevel()
 
 
