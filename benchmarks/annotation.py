@@ -6,8 +6,7 @@
 At the number of clusters that is chosen for each map, and at some fixed ones. Simulated: adjusted Rand index against
 the true compartments. Kidney: glomeruli and segments of tubules, which are where the true share of their marker genes,
 smoothed by a Gaussian of 32 µm, is above Otsu's threshold; precision and recall of the class with the highest true
-share of them. Last, how patterned the marker genes and the most variable ones are:
-in spots, in superpixels, and in superpixels without the image.
+share of them.
 """
 
 from __future__ import annotations
@@ -122,11 +121,6 @@ def kidney(arguments: argparse.Namespace) -> None:
             file = arguments.pictures / f"kidney_{smooth_um:g}um.png"
             sx.pl.annotation(sdata, ["annotation", "interpolated"], save=file)
         sx.pl.annotation(sdata, list(true), save=arguments.pictures / "kidney_truth.png")
-    patterns = sx.tl.spatial_patterns(sdata, genes=genes[: len(markers) + 30])
-    print(patterns.groupby("statistic")[["before", "after", "null"]].median().round(3).to_string())
-    print(patterns[patterns.gene.isin(markers)].round(3).to_string(index=False))
-    if arguments.pictures:
-        sx.pl.patterns(patterns, save=arguments.pictures / "kidney_patterns.png")
 
 
 def found_structures(

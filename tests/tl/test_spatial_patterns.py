@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,26 +13,34 @@ import scanpy as sc
 import squidpy as sq
 from scipy import sparse
 from spatialdata import SpatialData
+from xarray import DataArray
 
 import sphistex as sx
 from sphistex._section import resolve_section
+from sphistex.tl._bins import Places, bins_of, measured_places
+from sphistex.tl._pattern_statistics import fine_structure, sepal
 from sphistex.tl._shuffled import _shuffled, shuffled_result
-from sphistex.tl.spatial_patterns import _bins, _judged, _measured, _Places
 
 
 @pytest.fixture(scope="module")
-def sdata(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpatialData]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = sx.settings.cache_dir, sx.settings.progress
     sx.settings.cache_dir, sx.settings.progress = tmp_path_factory.mktemp("cache"), False
-    sdata = sx.datasets.simulate(size_um=900, n_genes=20, seed=1)
-    sx.tl.super_resolve(sdata, encoder=colours, n_models=1, epochs=20, device="cpu", seed=3)
-    yield sdata
+    yield
     sx.settings.cache_dir, sx.settings.progress = before
 
 
 @pytest.fixture(scope="module")
+def sdata(cache) -> SpatialData:
+    sdata = sx.datasets.simulate(size_um=900, n_genes=20, seed=1)
+    sx.tl.super_resolve(sdata, encoder=colours, n_models=1, epochs=20, device="cpu", seed=3)
+    return sdata
+
+
+@pytest.fixture(scope="module")
 def found(sdata) -> pd.DataFrame:
-    return sx.tl.spatial_patterns(sdata, genes=3)
+    with pytest.warns(UserWarning, match="not judged by spots that were left out"):
+        return sx.tl.spatial_patterns(sdata, genes=3)
 
 
 def colours(tiles: np.ndarray) -> np.ndarray:
@@ -70,8 +79,10 @@ def _mean_r(found: np.ndarray, true: np.ndarray) -> float:
 
 
 def test_statistics_are_those_of_squidpy(sdata, found):
-    assert list(found.columns) == ["gene", "statistic", "before", "after", "null"]
-    assert len(found) == 9 and found.notna().all(axis=None)
+    assert list(found.columns) == ["gene", "statistic", "before", "after", "null", "beyond"]
+    in_spots = found["statistic"] != "fine"
+    assert len(found) == 12 and found.drop(columns="before").notna().all(axis=None)
+    np.testing.assert_array_equal(found["before"].notna(), in_spots)
     spots = sdata.tables["counts"].copy()
     sc.pp.normalize_total(spots, target_sum=1e4)
     sc.pp.log1p(spots)
@@ -97,15 +108,73 @@ def test_after_is_judged_on_sums_of_superpixels(sdata):
     np.testing.assert_allclose(found["after"], expected[found.index], rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_only_an_image_that_shows_something_brings_what_is_beyond_its_null(cache):
+    beyond = []
+    for shuffle in (False, True):
+        sdata = sx.datasets.simulate(size_um=1200, n_genes=20, seed=1)
+        if shuffle:
+            sdata.images["image"] = in_tiles(sdata.images["image"])
+        sx.tl.super_resolve(sdata, encoder=colours, n_models=2, epochs=20, device="cpu", seed=3)
+        found = sx.tl.spatial_patterns(sdata, genes="all", statistics="fine", seed=1)
+        beyond.append(found["beyond"].mean())
+    assert beyond[0] > 0.5 and beyond[1] == 0
+
+
+def in_tiles(image: DataArray) -> DataArray:
+    """The image with its tiles of 64 µm, those of tissue, dealt out anew."""
+    side, values = 128, np.asarray(image.data)
+    rows, columns = (n // side for n in values.shape[1:])
+    inside = values[:, : rows * side, : columns * side]
+    tiles = inside.reshape(3, rows, side, columns, side).transpose(1, 3, 0, 2, 4).copy()
+    tissue = np.argwhere(tiles.min(2).mean((2, 3)) < 220)
+    tiles[tuple(tissue.T)] = tiles[tuple(np.random.default_rng(0).permutation(tissue).T)]
+    shuffled = values.copy()
+    shuffled[:, : rows * side, : columns * side] = tiles.transpose(2, 0, 3, 1, 4).reshape(inside.shape)
+    return image.copy(data=da.from_array(shuffled, chunks=image.data.chunksize))
+
+
+def square(side: int) -> Places:
+    places = np.argwhere(np.ones((side, side)))[:, ::-1].astype(float)
+    return Places(sparse.csc_array((0, 0)), places, 1.0, "square")
+
+
+def test_fine_structure_is_what_is_patterned_below_the_width():
+    bins = square(80)
+    noise = np.random.default_rng(0).normal(size=len(bins.xy))
+    fine, broad = (np.sin(2 * np.pi * bins.xy[:, 0] / period) for period in (8, 80))
+    values = np.stack([fine, 2 * fine, fine + broad, broad, noise], 1).astype(np.float32)
+    once, twice, both, coarse, none = fine_structure(bins, values, 6.0)
+    np.testing.assert_allclose([twice, both], [2 * once, once], rtol=0.03)
+    assert 0.4 < once < np.sqrt(0.5) and max(coarse, none) < 0.1 * once
+
+
 @pytest.mark.parametrize("side", [20, 60])
 def test_sepal_tells_waves_from_noise_on_few_places_and_on_many(side: int):
-    places = np.argwhere(np.ones((side, side))).astype(float)
-    wave = np.sin(2 * np.pi * places[:, 0] / 20)
+    bins = square(side)
+    wave = np.sin(2 * np.pi * bins.xy[:, 1] / 20)
     noise = np.random.default_rng(0).normal(size=(side**2, 2))
     values = np.log1p(50 * np.exp(0.5 * np.stack([noise[:, 0], wave + noise[:, 1], 2 * wave], 1)))
-    bins = _Places(sparse.csc_array((0, 0)), places, 1.0, "square")
-    scores = _judged(bins, values.astype(np.float32), ["noise", "both", "wave"], ["sepal"]).to_numpy()
+    scores = sepal(bins, values.astype(np.float32))
     assert (np.diff(scores) > 0).all() and scores[2] > 5 * scores[0]
+
+
+def test_sepal_of_a_pattern_grows_with_its_area_in_places():
+    scores = []
+    for side in (20, 40):
+        bins = square(side)
+        wave = np.cos(2 * np.pi * (bins.xy[:, [0]] + 0.5) / side)
+        scores.append(sepal(bins, (3 + wave).astype(np.float32))[0])
+    # diffusion is at rest at a rate, which falls as the area grows: a little less than four times
+    assert 2.5 < scores[1] / scores[0] < 4
+
+
+def test_sepal_takes_tissue_of_any_shape():
+    bins = square(9)
+    # a cross, whose border touches its inside everywhere, and one bin
+    for kept in ((np.abs(bins.xy - 4) <= 1).any(1), (bins.xy == 4).all(1)):
+        shape = replace(bins, xy=bins.xy[kept])
+        assert np.isfinite(sepal(shape, bins.xy[kept, :1].astype(np.float32))).all()
 
 
 def test_bins_of_visium_hd_are_pooled_where_superpixels_are(sdata):
@@ -113,8 +182,8 @@ def test_bins_of_visium_hd_are_pooled_where_superpixels_are(sdata):
     section, made = resolve_section(sdata), table.uns["superres"]
     xy = np.asarray(truth.obsm["spatial"])
     fine = replace(section, xy_px=xy, outlines_px=np.empty(len(xy), dtype=object), table=truth)
-    bins, factor = _bins(table, section, 8.0, 64)
-    measured = _measured(sdata, made, fine, bins, factor)
+    bins, factor = bins_of(table, 8.0, 64)
+    measured = measured_places(sdata, made, fine, bins, factor)
     origin = (np.asarray(made["crop"]) * 16)[::-1]
     for place in (0, len(bins.xy) // 2):
         inside = (np.floor((xy - origin) / (16 * factor)) == bins.xy[place]).all(1)
@@ -129,7 +198,6 @@ def test_bins_of_visium_hd_are_pooled_where_superpixels_are(sdata):
         ({"genes": ["NOPE"]}, KeyError, "NOPE"),
         ({"statistics": ["ripley"]}, ValueError, r"statistics=\['ripley'\]"),
         ({"bin_um": 20}, ValueError, "bin_um=20 must be a multiple of 8 µm"),
-        ({"bin_um": 400}, ValueError, "bin_um=400: sepal needs places with 4 neighbours"),
         ({"bin_um": 4000}, ValueError, "no bin of this size"),
     ],
 )

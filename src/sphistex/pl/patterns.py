@@ -15,9 +15,17 @@ from numpy.typing import NDArray
 from sphistex.pl._canvas import DPI, finish
 
 _COLUMNS = ("gene", "statistic", "before", "after")
-_TITLES = {"sepal": "Sepal", "moran": "Moran's I", "geary": "Geary's C (lower: more patterned)"}
-_INCHES = 3.6
+_TITLES = {
+    "sepal": "Sepal",
+    "moran": "Moran's I",
+    "geary": "Geary's C (lower: more patterned)",
+    "fine": "Finer than the spots",
+}
+_COLUMNS_OF_PANELS = 2
+_INCHES, _INCHES_FOR_NAMES = 3.6, 1.2
 _AFTER, _NULL = "tab:blue", "0.6"
+# Names beside a panel: where, and how far apart, in its widths and heights.
+_NAMES_AT, _NAMES_APART = 1.04, 0.055
 
 
 def patterns(
@@ -29,8 +37,9 @@ def patterns(
 ) -> Figure | None:
     """Draw each gene's statistics in the spots against those in the superpixels, a panel for each statistic.
 
-    Grey is the null: the same gene in superpixels that the image said nothing about, joined to the gene by a line. Only
-    what a line adds is owed to the image; a null above the diagonal is what smoothing does.
+    Grey is the null: the same gene in superpixels that the image said nothing about, joined to the gene by a line. A
+    null above the diagonal is what smoothing does. Structure finer than the spots is in no spots: it is drawn against
+    its null, and genes beyond theirs are filled.
 
     Parameters
     ----------
@@ -38,7 +47,7 @@ def patterns(
         From :func:`sphistex.tl.spatial_patterns`, with or without a null.
     n_named
         At most so many genes of each panel are named: those farthest from their null on the patterned side, or where
-        there is none from the diagonal.
+        there is none from the diagonal; of what is finer than the spots, only genes beyond their null.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -67,51 +76,88 @@ def patterns(
         raise KeyError(
             f"table lacks the columns {missing}, it has {list(table)}: pass what sphistex.tl.spatial_patterns returns"
         )
-    drawn = table.assign(null=table["null"] if "null" in table else np.nan).dropna(subset=["before", "after"])
+    drawn = table.assign(null=table["null"] if "null" in table else np.nan)
+    fine = drawn["statistic"] == "fine"
+    drawn = drawn[drawn["after"].notna() & drawn["before"].where(~fine, drawn["null"]).notna()]
     if drawn.empty:
-        raise ValueError("table holds no gene with a statistic both before and after: there is nothing to draw")
+        raise ValueError("table holds no gene with two values of a statistic to compare: there is nothing to draw")
     statistics = list(drawn["statistic"].unique())
-    size = _INCHES * len(statistics) + 0.3, _INCHES + 0.4
+    columns = min(len(statistics), _COLUMNS_OF_PANELS)
+    rows = -(-len(statistics) // columns)
+    size = (_INCHES + _INCHES_FOR_NAMES) * columns, _INCHES * rows + 0.4
     figure, axes = plt.subplots(
-        1, len(statistics), squeeze=False, figsize=size, layout="constrained", dpi=DPI, facecolor="white"
+        rows, columns, squeeze=False, figsize=size, layout="constrained", dpi=DPI, facecolor="white"
     )
-    for ax, statistic in zip(axes[0], statistics, strict=True):
-        _draw(ax, drawn[drawn["statistic"] == statistic], _TITLES.get(statistic, statistic), n_named)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
+    panels = list(axes.flat)
+    for spare in panels[len(statistics) :]:
+        spare.remove()
+    panels = panels[: len(statistics)]
+    for ax, statistic in zip(panels, statistics, strict=True):
+        found = drawn[drawn["statistic"] == statistic]
+        named = _draw_finer(ax, found) if statistic == "fine" else _draw(ax, found)
+        _name(ax, found.iloc[named[:n_named]], "null" if statistic == "fine" else "before")
+        ax.set_title(_TITLES.get(statistic, statistic), fontsize=10)
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    handles = {label: handle for ax in panels for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
+    )
     return finish(figure, save, return_fig)
 
 
-def _draw(ax: Axes, found: pd.DataFrame, title: str, n_named: int) -> None:
+def _draw(ax: Axes, found: pd.DataFrame) -> NDArray[np.intp]:
+    """Superpixels and their null against spots; places of the genes that stand out, the most first."""
     before, after, null = (found[name].to_numpy(float) for name in ("before", "after", "null"))
     judged = np.isfinite(null)
-    ends = np.nanmin([before, after, null]), np.nanmax([before, after, null])
-    margin = 0.05 * (ends[1] - ends[0]) or 0.05
-    limits = ends[0] - margin, ends[1] + margin
-    ax.plot(limits, limits, color="0.8", linewidth=1, zorder=0)
     lines = np.stack([np.stack([before, null], 1), np.stack([before, after], 1)], 1)[judged]
     ax.add_collection(LineCollection(list(lines), colors="0.85", linewidths=0.8, zorder=1))
     if judged.any():
         ax.scatter(before[judged], null[judged], s=14, color=_NULL, linewidths=0, label="without the image", zorder=2)
     ax.scatter(before, after, s=18, color=_AFTER, linewidths=0, label="super-resolved", zorder=3)
-    for place in _farthest(found, n_named):
+    _with_diagonal(ax, np.concatenate([before, after, null[judged]]), "spots", "superpixels")
+    sign = -1 if found["statistic"].iloc[0] == "geary" else 1
+    more = sign * (after - np.where(judged, null, before))
+    order = np.argsort(-more, kind="stable")
+    return order[more[order] > 0]
+
+
+def _draw_finer(ax: Axes, found: pd.DataFrame) -> NDArray[np.intp]:
+    """Superpixels against their null; places of the genes beyond it, the farthest first."""
+    after, null = found["after"].to_numpy(float), found["null"].to_numpy(float)
+    beyond = found["beyond"].to_numpy(bool) if "beyond" in found else np.zeros(len(found), dtype=bool)
+    for chosen, face, label in ((~beyond, "none", "not beyond the null"), (beyond, _AFTER, "super-resolved")):
+        if chosen.any():
+            ax.scatter(null[chosen], after[chosen], s=18, facecolor=face, edgecolor=_AFTER, linewidths=0.8, label=label)
+    _with_diagonal(ax, np.concatenate([after, null, [0]]), "superpixels without the image", "superpixels")
+    order = np.argsort(null - after, kind="stable")
+    return order[beyond[order]]
+
+
+def _with_diagonal(ax: Axes, values: NDArray[np.float64], x: str, y: str) -> None:
+    """The same limits on both axes, around all values."""
+    ends = values.min(), values.max()
+    margin = 0.05 * (ends[1] - ends[0]) or 0.05
+    limits = ends[0] - margin, ends[1] + margin
+    ax.plot(limits, limits, color="0.8", linewidth=1, zorder=0)
+    ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel=x, ylabel=y)
+
+
+def _name(ax: Axes, found: pd.DataFrame, x: str) -> None:
+    """Names beside the panel, from low to high, each with a line to its dot; dots lie too close for names."""
+    found = found.sort_values("after")
+    low, high = ax.get_ylim()
+    steps = _NAMES_APART * np.arange(len(found))
+    heights = np.maximum.accumulate((found["after"].to_numpy() - low) / (high - low) - steps) + steps
+    heights = np.minimum(heights, 1 - steps[::-1])
+    for (_, gene), height in zip(found.iterrows(), heights, strict=True):
         ax.annotate(
-            found["gene"].iloc[place],
-            (before[place], after[place]),
-            xytext=(4, 2),
-            textcoords="offset points",
+            gene["gene"],
+            (gene[x], gene["after"]),
+            xytext=(_NAMES_AT, height),
+            textcoords="axes fraction",
+            va="center",
             fontsize=7,
             fontstyle="italic",
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
         )
-    ax.set(xlim=limits, ylim=limits, aspect="equal", xlabel="spots", ylabel="superpixels")
-    ax.set_title(title, fontsize=10)
-    ax.tick_params(labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
-def _farthest(found: pd.DataFrame, n: int) -> NDArray[np.intp]:
-    """Places of the genes that are most patterned beyond their null, or where there is none beyond the spots."""
-    beyond = found["after"] - found["null"].fillna(found["before"])
-    beyond = (-beyond if found["statistic"].iloc[0] == "geary" else beyond).to_numpy()
-    order = np.argsort(-beyond, kind="stable")[:n]
-    return order[beyond[order] > 0]
