@@ -132,7 +132,7 @@ def test_a_predicted_section_can_be_super_resolved(sections: list[SpatialData], 
     assert fine.n_obs > 20 * sdata.tables["histology"].n_obs
 
 
-def test_subtypes_and_gene_sets_of_a_predicted_section(sections: list[SpatialData], model: sx.tl.HistologyModel) -> None:
+def test_subtypes_and_sets_of_a_predicted_section(sections: list[SpatialData], model: sx.tl.HistologyModel) -> None:
     """What is predicted is logged, may be a little below 0, and is known as what it is."""
     pytest.importorskip("decoupler")
     sdata = image_alone(sections[2])
