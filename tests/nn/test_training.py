@@ -89,11 +89,19 @@ def test_rates_of_superpixels_are_learnt_from_the_sums_of_bags(layers: int) -> N
     assert min(log.validation) < log.validation[0]
 
 
-def test_all_genes_are_learnt_where_a_step_looks_at_some() -> None:
+def test_genes_are_learnt_as_well_where_a_step_looks_at_some() -> None:
+    """The one that is learnt worst as well as where every step looks at all; over seeds, as fits to so few differ."""
     data, truth = planted()
-    model, _, _ = fitted(data, folds(N_BAGS, N_MODELS), epochs=80, genes_per_step=2)
-    found = rates_of(model, data).mean(0)
-    assert min(correlation(found[:, [g]], truth[:, [g]]) for g in range(N_GENES)) > 0.4
+
+    def worst(genes_per_step: int | None) -> float:
+        found = []
+        for seed in range(4):
+            how: dict[str, Any] = {"epochs": 80, "genes_per_step": genes_per_step, "seed": seed}
+            rates = rates_of(fitted(data, folds(N_BAGS, N_MODELS), **how)[0], data).mean(0)
+            found.append(min(correlation(rates[:, [g]], truth[:, [g]]) for g in range(N_GENES)))
+        return float(np.mean(found))
+
+    assert worst(2) > 0.9 * worst(None) > 0.3
 
 
 def test_counts_that_are_held_out_never_reach_the_weights() -> None:

@@ -226,7 +226,15 @@ def train(
     # of all models, so that batches are the same whichever of them are here
     seen, unseen = (_listed(chosen)[members] for chosen in (~held_out, held_out))
     steps_per_epoch = -(-seen.shape[1] // batch_size)
-    run = _Run.of(network, learning_rate, weight_decay, epochs * steps_per_epoch if schedule else None)
+    n_genes = data.counts.shape[1]
+    run = _Run.of(
+        network,
+        learning_rate,
+        # Adam steps by a gradient's mean over the root of its mean square: half as far, seen in one step of four
+        max(1.0, n_genes / (genes_per_step or n_genes)) ** 0.5,
+        weight_decay,
+        epochs * steps_per_epoch if schedule else None,
+    )
     kept_on_disk = Checkpoint(checkpoint)
     if (state := kept_on_disk.load()) is not None:
         run.restore(state)
@@ -243,7 +251,7 @@ def train(
         shown = data.drawn(common)
         running = torch.zeros(len(members), device=device)
         for bags in _shuffled(seen, own).split(batch_size, dim=1):
-            genes = _drawn_genes(data.counts.shape[1], genes_per_step, common, device)
+            genes = _drawn_genes(n_genes, genes_per_step, common, device)
             running += portions.of(bags, partial(_gradient, network, objective, shown, genes))
             run.step()
         network.eval()
@@ -270,16 +278,20 @@ class _Run:
     log: TrainingLog
 
     @classmethod
-    def of(cls, network: HISTEX, learning_rate: float, weight_decay: float, cycle_steps: int | None) -> _Run:
-        """The beginning."""
+    def of(
+        cls, network: HISTEX, learning_rate: float, of_genes: float, weight_decay: float, cycle_steps: int | None
+    ) -> _Run:
+        """The beginning; ``of_genes`` is by how much faster than the rest the layer learns that genes are read from."""
         # one pass over the weights; on a CPU its last bits depend on what lies beside a weight, such as other models
         fused = next(network.parameters()).device.type == "cuda"
-        optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
+        genes = list(network.loadings.parameters())
+        rest = [weight for weight in network.parameters() if all(weight is not other for other in genes)]
+        rates = [learning_rate, of_genes * learning_rate]
+        groups = [{"params": part, "lr": rate} for part, rate in zip((rest, genes), rates, strict=True)]
+        optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=fused)
         cycle = None
         if cycle_steps is not None:
-            cycle = torch.optim.lr_scheduler.OneCycleLR(
-                optimiser, learning_rate, total_steps=cycle_steps, pct_start=0.15
-            )
+            cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=cycle_steps, pct_start=0.15)
         kept = copy.deepcopy(network.state_dict())
         return cls(network, optimiser, cycle, kept, TrainingLog.of(network.n_models))
 
