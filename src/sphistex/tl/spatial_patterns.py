@@ -24,7 +24,7 @@ Statistic = Literal["moran", "geary", "sepal", "fine"]
 # Bins as large as the distance between spots are no smaller than this: those of Visium HD are many counts and few bins.
 _SMALLEST_BIN_UM = 64.0
 # Side of the bins in which structure finer than the spots is looked for, and how much more of it than in the null is a
-# finding: an image that shows nothing brought less to all but 3 of 300 genes, see docs/annotation.md.
+# finding: an image in tiles, which shows nothing, brought less to all but one of 144 genes, see docs/annotation.md.
 _FINE_BIN_UM, _BEYOND = 16.0, 1.5
 # "fine", of counts that are scaled by the average total and not by that of each bin.
 _IN_COUNTS = "fine of counts"
