@@ -83,6 +83,10 @@ def main() -> None:
             "enrich, 20 sets": lambda: sx.tl.enrich(
                 sdata, table_key="superres", gene_sets=sets, groupby="annotation", min_genes=2
             ),
+            "spatial_patterns, 50 genes, no null": lambda: sx.tl.spatial_patterns(sdata, null=False),
+            "spatial_patterns, all genes, no null nor sepal": lambda: sx.tl.spatial_patterns(
+                sdata, genes="all", statistics=("moran", "geary", "fine"), null=False
+            ),
             "confidence, 4 genes, 32 µm": lambda: sx.tl.confidence(sdata, signature[:4], scale_um=32),
             "confidence, 4 genes, 8 µm": lambda: sx.tl.confidence(sdata, signature[:4]),
             "pl.annotation": lambda: sx.pl.annotation(
@@ -153,6 +157,7 @@ def section(side: int, n_genes: int, rng: np.random.Generator) -> SpatialData:
         "mpp": 0.5,
         "section": {"image_key": "image", "shapes_key": "spots", "table_key": "counts", "coordinate_system": "global"},
         "crop": [0, 0],
+        "tissue_key": "tissue",
         "calibration": {"side_um": 49.0, "pitch_um": 8.0, "coverage": np.linspace(0, 1, 201), "n_spots": 500},
     }
     table = TableModel.parse(table, region="superres_labels", region_key="region", instance_key="instance_id")
@@ -161,10 +166,14 @@ def section(side: int, n_genes: int, rng: np.random.Generator) -> SpatialData:
     picture = da.random.default_rng(0).integers(
         150, 255, (3, *(side * PITCH_PX,) * 2), dtype="u1", chunks=(3, 2048, 2048)
     )
+    tissue = Labels2DModel.parse(np.ones((side, side), np.uint8), dims=("y", "x"), transformations=placed)
     spots, measured_counts = visium(side, n_genes, rng)
     return SpatialData(
         images={"image": Image2DModel.parse(picture, dims=("c", "y", "x"), scale_factors=[4, 4])},
-        labels={"superres_labels": Labels2DModel.parse(ids, dims=("y", "x"), transformations=placed)},
+        labels={
+            "superres_labels": Labels2DModel.parse(ids, dims=("y", "x"), transformations=placed),
+            "tissue": tissue,
+        },
         shapes={"spots": spots},
         tables={"superres": table, "counts": measured_counts},
     )
