@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,22 @@ def test_a_fit_of_something_else_does_not_go_on_with_it(
     with pytest.raises(Interrupted):  # so it began at the beginning
         sx.tl.fit(backed, **(QUICK | change))
     assert len(folders(backed, tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("days", "left"), [(6, 2), (8, 1)])
+def test_what_was_left_for_a_week_is_removed_by_a_later_fit(
+    backed: SpatialData, tmp_path: Path, interrupted: list[int], days: int, left: int
+) -> None:
+    interrupted[:] = [1]
+    with pytest.raises(Interrupted):
+        sx.tl.fit(backed, **QUICK)
+    (old,) = folders(backed, tmp_path)
+    then = time.time() - days * 86_400
+    os.utime(old, (then, then))
+    (tmp_path / ".section.zarr.fit-notes").mkdir()  # no fit's
+    os.utime(tmp_path / ".section.zarr.fit-notes", (0, 0))
+    sx.tl.fit(backed, **QUICK, seed=1)
+    assert len(folders(backed, tmp_path)) == left
 
 
 def test_a_fit_is_not_lost_with_the_prediction(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +28,8 @@ from sphistex.settings import settings
 
 # Superpixels of each section whose features tell its feature map from others.
 _SAMPLE = 16
+# Letters of a tag, and days after which an interrupted fit is not expected to be resumed.
+_TAG, _FORGOTTEN_DAYS = 16, 7
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class FitFolder:
         for section in sections:
             for array in _content(section):
                 found.update(np.ascontiguousarray(array).data)
-        tag = found.hexdigest()[:16]
+        tag = found.hexdigest()[:_TAG]
         if sdata.is_backed() and os.access(Path(sdata.path).parent, os.W_OK):
             return cls(staging_path(sdata.path, f"fit-{tag}"))
         return cls(Path(settings.cache_dir) / "fits" / tag)
@@ -90,8 +95,13 @@ class FitFolder:
             )
 
     def remove(self) -> None:
-        """Remove all of it, when it is not needed any more."""
+        """Remove all of it, when it is not needed any more, and what interrupted fits left here long ago."""
         shutil.rmtree(self.path, ignore_errors=True)
+        tag = "[0-9a-f]" * _TAG
+        for other in self.path.parent.glob(glob.escape(self.path.name[:-_TAG]) + tag):
+            with suppress(OSError):  # another process may be removing it as well
+                if time.time() - other.stat().st_mtime > _FORGOTTEN_DAYS * 86_400:
+                    shutil.rmtree(other, ignore_errors=True)
 
     @property
     def _model(self) -> Path:

@@ -49,9 +49,10 @@ def fit(
     ``sdata`` is not changed.
 
     After an interruption the same call goes on from the last checkpoint, and gives the same model. Until then its
-    checkpoints lie in a hidden folder beside the store of ``sdata``, or in the cache folder of the settings; without
-    room for them there is a warning, and training goes on. With a ``dask.distributed`` client active, the models of the
-    ensemble are trained on its workers; but for rounding they are those that would be trained here.
+    checkpoints lie in a hidden folder beside the store of ``sdata``, or in the cache folder of the settings, where a
+    later fit removes what was left for a week; without room for them there is a warning, and training goes on. With a
+    ``dask.distributed`` client active, the models of the ensemble are trained on its workers; but for rounding they are
+    those that would be trained here.
 
     Parameters
     ----------
