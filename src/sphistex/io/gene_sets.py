@@ -41,7 +41,7 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise FileNotFoundError(f"gene_sets={str(path)!r}: there is no such file")
     sets: dict[str, list[str]] = {}
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

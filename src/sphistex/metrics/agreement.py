@@ -34,7 +34,8 @@ def agreement(found: ArrayLike, reference: ArrayLike) -> Agreement:
     found
         Label of each place (n,).
     reference
-        Class of each place (n,). Places without a label or a class are left out.
+        Class of each place (n,). Places without a label or a class are left out. Two Series that name the same
+        places in another order are matched by these names, all else one by one.
 
     Returns
     -------
@@ -59,6 +60,8 @@ def agreement(found: ArrayLike, reference: ArrayLike) -> Agreement:
     """
     from sklearn.metrics import adjusted_rand_score  # here, so that the computing core runs where there is none
 
+    if isinstance(found, pd.Series) and isinstance(reference, pd.Series) and _reordered(found.index, reference.index):
+        reference = reference.reindex(found.index)
     labels, classes = (pd.Series(np.asarray(values, dtype=object)) for values in (found, reference))
     if len(labels) != len(classes):
         raise ValueError(f"found has {len(labels)} places, reference {len(classes)}: they must be the same ones")
@@ -90,3 +93,9 @@ def agreement(found: ArrayLike, reference: ArrayLike) -> Agreement:
         }
     )
     return Agreement(float(adjusted_rand_score(classes, labels)), by_class)
+
+
+def _reordered(first: pd.Index, second: pd.Index) -> bool:
+    """Whether two indices name the same places in another order."""
+    same = len(first) == len(second) and first.is_unique and second.is_unique
+    return same and not first.equals(second) and bool(first.isin(second).all())

@@ -35,10 +35,15 @@ class Background:
     window: Window
 
     @classmethod
-    def of(cls, sdata: SpatialData, table: AnnData, key: str, image_key: str, mpp: float, window: Window) -> Background:
-        """That of a result, which brings a small picture; where that was taken out, one of a window is made."""
+    def of(
+        cls, sdata: SpatialData, table: AnnData, key: str, image_key: str, mpp: float, window: Window, *, cut: bool
+    ) -> Background:
+        """That of a result, which brings a small picture of the whole image.
+
+        Where that was taken out, or the image was cut since, one of a window is made.
+        """
         kept = table.uns.get("spatial", {}).get(key, {})
-        if "hires" not in kept.get("images", {}):
+        if "hires" not in kept.get("images", {}) or cut:
             return cls(sdata, image_key, mpp, *read_picture(sdata, image_key, window, mpp))
         small = np.asarray(kept["images"]["hires"])
         side_um = mpp / float(kept["scalefactors"]["tissue_hires_scalef"])
@@ -46,9 +51,14 @@ class Background:
 
     def sharp(self, window: Window) -> tuple[NDArray[np.uint8], Window] | None:
         """The image inside a window as sharp as it can be seen, and what it covers; None where ``small`` does."""
-        width, height = self.window.width, self.window.height
-        seen = Window(max(window.left, 0), max(window.top, 0), min(window.right, width), min(window.bottom, height))
-        if seen.width <= 0 or seen.height <= 0 or width / self.small.shape[1] <= wanted_mpp(seen):
+        whole = self.window
+        seen = Window(
+            max(window.left, whole.left),
+            max(window.top, whole.top),
+            min(window.right, whole.right),
+            min(window.bottom, whole.bottom),
+        )
+        if seen.width <= 0 or seen.height <= 0 or whole.width / self.small.shape[1] <= wanted_mpp(seen):
             return None
         level_mpp = level_for(self.sdata, self.image_key, wanted_mpp(seen), self.mpp)[1]
         if seen.width * seen.height / level_mpp**2 > _READ_PX:

@@ -151,7 +151,11 @@ def _of_spots(made: dict[str, Any], section: Section) -> Iterator[str]:
 
 
 def _of_training(made: dict[str, Any]) -> Iterator[str]:
+    """Whether losses were still falling; not where learning was slowed down to nothing, or nothing judged it."""
     epochs = len(np.atleast_1d(made["training"]["train_loss"]))
+    judged = np.isfinite(np.atleast_1d(made["training"]["validation_loss"]).astype(float)).any()
+    if made["params"].get("schedule", False) or not judged:
+        return
     last = int((np.atleast_1d(made["training"]["best_epoch"]) == epochs - 1).sum())
     if last:
         yield f"{last} of the models were best in their last epoch, {epochs}: more epochs may fit better."

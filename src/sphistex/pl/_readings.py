@@ -68,7 +68,7 @@ class Readings:
     def of(cls, sdata: SpatialData, key: str) -> Readings:
         """Those of the result ``key``; a lazy one is opened."""
         table, made = open_result(sdata, key)
-        lattice = Lattice.of(table, made)
+        lattice = Lattice.of(sdata, table, made)
         place = np.full(lattice.shape, -1, dtype=np.int32)
         place[table.obs["array_row"], table.obs["array_col"]] = np.arange(table.n_obs)
         try:
@@ -97,15 +97,15 @@ class Readings:
 
     def row_at(self, x_um: float, y_um: float) -> int | None:
         """Row of the table whose superpixel lies there; None beside the tissue."""
-        left, top = self.lattice.origin_px * self.lattice.mpp
+        window = self.lattice.window
         pitch_um = self.lattice.pitch_px * self.lattice.mpp
-        row, column = int((y_um - top) // pitch_um), int((x_um - left) // pitch_um)
+        row, column = int((y_um - window.top) // pitch_um), int((x_um - window.left) // pitch_um)
         inside = 0 <= row < self.lattice.shape[0] and 0 <= column < self.lattice.shape[1]
         return int(self.place[row, column]) if inside and self.place[row, column] >= 0 else None
 
     def centre_um(self, row: int) -> tuple[float, float]:
         """Where the superpixel of a row of the table lies on the image."""
-        x, y = np.asarray(self.table.obsm["spatial"])[row] * self.lattice.mpp
+        x, y = (np.asarray(self.table.obsm["spatial"])[row] + self.lattice.moved_px) * self.lattice.mpp
         return float(x), float(y)
 
     def profile(self, row: int) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from sphistex._checks import check_open
 from sphistex._section import Section, image_alone, resolve_section
 from sphistex._thumbnail import shrink
 from sphistex.pl._canvas import PANEL_PX, Window
+from sphistex.tl._results import moved_px
 from sphistex.tl.genes import open_genes
 
 
@@ -29,34 +30,37 @@ class Lattice:
     Parameters
     ----------
     origin_px
-        Top-left corner (x, y) in pixels of the full-resolution image.
+        Top-left corner (x, y) in pixels of the full-resolution image that the result was made from.
     pitch_px
         Side of a superpixel.
     shape
         Rows and columns.
     mpp
         Microns per pixel.
+    moved_px
+        Added to places in that image for those in the image as it is now, which may have been cut.
     """
 
     origin_px: NDArray[np.float64]
     pitch_px: float
     shape: tuple[int, int]
     mpp: float
+    moved_px: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
     @classmethod
-    def of(cls, table: AnnData, made: dict[str, Any]) -> Lattice:
+    def of(cls, sdata: SpatialData, table: AnnData, made: dict[str, Any]) -> Lattice:
         """The lattice of a result, whether or not superpixels were taken out of it."""
         mpp = float(made["mpp"])
         pitch_px = float(made["pitch_um"]) / mpp
         row_column = table.obs[["array_row", "array_col"]].to_numpy()
         corner = np.asarray(table.obsm["spatial"])[:1] - (row_column[:1, ::-1] + 0.5) * pitch_px
         rows, columns = row_column.max(axis=0) + 1
-        return cls(corner[0], pitch_px, (int(rows), int(columns)), mpp)
+        return cls(corner[0], pitch_px, (int(rows), int(columns)), mpp, moved_px(sdata, table, made))
 
     @property
     def window(self) -> Window:
-        """The rectangle that it covers."""
-        left, top = self.origin_px * self.mpp
+        """The rectangle of the image that it covers."""
+        left, top = (self.origin_px + self.moved_px) * self.mpp
         pitch_um = self.pitch_px * self.mpp
         return Window(left, top, left + self.shape[1] * pitch_um, top + self.shape[0] * pitch_um)
 

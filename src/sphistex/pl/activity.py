@@ -87,7 +87,7 @@ def activity(
     names = _chosen(scores, gene_sets)
     try:  # superpixels are pixels of a map, and all others are drawn as disks
         made = made_how(table, table_key)
-        lattice = Lattice.of(table, made)
+        lattice = Lattice.of(sdata, table, made)
         places, window, mpp = None, lattice.window, lattice.mpp
         image_key = image_key or made["section"]["image_key"]
     except ValueError:

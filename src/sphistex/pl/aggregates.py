@@ -80,7 +80,7 @@ def aggregates(
     if (column := f"{key}_score") not in table.obs:
         raise KeyError(f"key={key!r}: table {table_key!r} has no column {column!r} any more: find aggregates again")
     result = made_how(table, table_key)
-    lattice = Lattice.of(table, result)
+    lattice = Lattice.of(sdata, table, result)
     window = lattice.window.padded(_MARGIN)
     picture = read_picture(sdata, image_key or result["section"]["image_key"], window, lattice.mpp)
     raster = lattice.raster(table.obsm["spatial"], table.obs[column].to_numpy(float))

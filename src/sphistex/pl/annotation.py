@@ -82,7 +82,7 @@ def annotation(
         raise ValueError(f"columns={columns!r}: name at least one column of table {table_key!r}")
     groups = [find_groups(table, table_key, "columns", name) for name in names]
     colours = group_colours(groups, [(table, name) for name in names], palette)
-    lattice = Lattice.of(table, made)
+    lattice = Lattice.of(sdata, table, made)
     window = lattice.window.padded(_MARGIN)
     picture = read_picture(sdata, made["section"]["image_key"], window, lattice.mpp)
 

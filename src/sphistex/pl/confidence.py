@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ def confidence(
     made = made_how(table, key)
     names = check_genes(table, key, genes)
     squares = intervals(sdata, names, key=key, scale_um=scale_um, level=level, above=above, fdr=fdr, **kwargs)
-    lattice = _squares(Lattice.of(table, made), scale_um, squares)
-    figure, axes = panels(len(names), 4, Lattice.of(table, made).window.padded(_MARGIN))
+    lattice = _squares(Lattice.of(sdata, table, made), scale_um, squares)
+    figure, axes = panels(len(names), 4, Lattice.of(sdata, table, made).window.padded(_MARGIN))
     for row, gene in zip(axes, names, strict=True):
         rasters = [
             lattice.raster(squares.obsm["spatial"], values_of(squares, gene, layer))
@@ -108,7 +109,7 @@ def confidence(
 def _squares(superpixels: Lattice, scale_um: float, squares: AnnData) -> Lattice:
     """The lattice of the squares, which starts where that of the superpixels does."""
     rows, columns = squares.obs[["array_row", "array_col"]].max() + 1
-    return Lattice(superpixels.origin_px, scale_um / superpixels.mpp, (int(rows), int(columns)), superpixels.mpp)
+    return replace(superpixels, pitch_px=scale_um / superpixels.mpp, shape=(int(rows), int(columns)))
 
 
 def _outline(ax: Axes, called: NDArray, window: Window) -> None:

@@ -105,7 +105,7 @@ def expression(
     section = find_section(sdata, made)
     if section.has_spots:
         check_genes(section.table, section.table_key, names)
-    lattice = Lattice.of(table, made)
+    lattice = Lattice.of(sdata, table, made)
     window = lattice.window.padded(_MARGIN) if crop_um is None else crop_window(crop_um)
 
     titles = column_titles(section, made["pitch_um"]) | (

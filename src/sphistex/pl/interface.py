@@ -84,7 +84,7 @@ def interface(
     if not (np.isfinite(max_um) and max_um > 0):
         raise ValueError(f"max_um={max_um!r} must be a positive number of µm")
     made = made_how(table, table_key)
-    lattice = Lattice.of(table, made)
+    lattice = Lattice.of(sdata, table, made)
     window = lattice.window.padded(_MARGIN)
     picture = read_picture(sdata, image_key or made["section"]["image_key"], window, lattice.mpp)
     raster = lattice.raster(table.obsm["spatial"], distance)

@@ -104,7 +104,7 @@ def rgb(
     section = find_section(sdata, made)
     if section.has_spots:
         check_genes(section.table, section.table_key, names)
-    lattice = Lattice.of(table, made)
+    lattice = Lattice.of(sdata, table, made)
     window = lattice.window.padded(_MARGIN) if crop_um is None else crop_window(crop_um)
     resolved = [values_of(table, gene, layer) for gene in names]
     spots = [per_superpixel(section, gene, lattice) for gene in names] if section.has_spots else resolved

@@ -71,7 +71,8 @@ def serve(sdata: SpatialData, *, key: str, port: int) -> Server:
     lattice, image_key = readings.lattice, str(readings.made["section"]["image_key"])
     if image_key not in sdata.images:
         raise KeyError(f"the image {image_key!r} of {key!r} is not in sdata.images: {list(sdata.images)}")
-    background = Background.of(sdata, readings.table, key, image_key, lattice.mpp, lattice.window)
+    cut = bool(lattice.moved_px.any())
+    background = Background.of(sdata, readings.table, key, image_key, lattice.mpp, lattice.window, cut=cut)
     port = _free_port(port)
     gene = most_patterned(sdata, readings.table, readings.made, looked_at=_FEW)[0]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from anndata import AnnData, read_zarr
 from spatialdata import SpatialData
+from spatialdata._core.validation import check_valid_dataframe_column_name
 
 from sphistex._store import add_element, attach
 
@@ -32,13 +33,17 @@ def annotate(sdata: SpatialData, table_key: str, change: Callable[[AnnData], Non
 
 
 def check_own(table: AnnData, table_key: str, key_added: str, made_by: str, there: bool) -> None:
-    """Refuse to replace what was not made by this function.
+    """Refuse a name that cannot be stored, and to replace what was not made by this function.
 
     Raises
     ------
-    ValueError
-        If there is something of the name ``key_added`` which ``made_by`` did not add.
+    TypeError, ValueError
+        If ``key_added`` cannot be stored, or there is something of this name which ``made_by`` did not add.
     """
+    try:
+        check_valid_dataframe_column_name(key_added)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"key_added={key_added!r} cannot be the name of a column: {error}") from error
     record = table.uns.get(key_added, {})
     own = isinstance(record, dict) and record.get("made_by") == made_by
     if not own and (there or key_added in table.uns):

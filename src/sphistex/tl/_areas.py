@@ -108,12 +108,23 @@ def _some(ids: pd.Index) -> list[Any]:
 def _of_shapes(shapes: Any, what: str, superpixels: Superpixels, affine: NDArray[np.float64]) -> Areas:
     if not shapes.index.is_unique:
         raise ValueError(f"{what} have duplicated index values, so that they cannot be told apart")
+    if pd.api.types.is_float_dtype(shapes.index):
+        raise ValueError(
+            f"{what} are numbered by floats, such as {_some(shapes.index)}, which no table can refer to: make the "
+            "index whole numbers or strings, as in shapes.index = shapes.index.astype(int)"
+        )
     stretch = float(abs(np.linalg.det(affine[:2, :2])))
     if are_circles(shapes):
+        if not (np.isfinite(radius := shapes["radius"].to_numpy(float)) & (radius > 0)).all():
+            lost = shapes.index[~(radius > 0) | np.isinf(radius)]
+            raise ValueError(
+                f"{what}: {len(lost)} of {len(shapes)} circles have a radius that is NaN, infinite or not above 0, "
+                f"such as {_some(lost)}: correct it, or leave them out"
+            )
         if shapes.geometry.is_empty.any():
             raise ValueError(f"{what}: {int(shapes.geometry.is_empty.sum())} circles have no centre: leave them out")
         centres = moved(shapely.get_coordinates(shapes.geometry), affine)
-        radius = shapes["radius"].to_numpy(float) * np.sqrt(stretch)
+        radius = radius * np.sqrt(stretch)
         bags, area = Bags.from_disks(superpixels.grid, centres, radius), np.pi * radius**2
     else:
         outlines = shapely.transform(_valid(shapes, what), lambda xy: moved(xy, affine))
@@ -168,7 +179,8 @@ def _of_labels(labels: Any, what: str, superpixels: Superpixels, affine: NDArray
     centres = moved(counted[["x", "y"]].to_numpy(), affine)
     area = counted["n"].to_numpy() * abs(float(np.linalg.det(affine[:2, :2])))
     weights = _sampled(pixels, counted.index.to_numpy(), superpixels, affine)
-    return Areas(counted.index, weights[:, superpixels.place], area, centres)
+    # tables cannot refer to ids of fewer bits, such as the uint8 of small masks
+    return Areas(counted.index.astype(np.int64), weights[:, superpixels.place], area, centres)
 
 
 def _counted(pixels: da.Array) -> pd.DataFrame:

@@ -26,6 +26,8 @@ def why_unmatched(var: pd.DataFrame, others: Iterable[str], what: str) -> str:
     in_table, in_others = _kind(var.index), _kind(others)
     said = f"The table has {in_table}, such as {list(var.index[:3])}; {what} {in_others}, such as {others[:3]}."
     known = set(others)
+    if in_table == in_others and {_unversioned(name) for name in var.index} & {_unversioned(name) for name in others}:
+        return f"{said} They differ in the versions of the ids, as in .3: leave these out in both"
     shared = {column: int(var[column].astype(str).isin(known).sum()) for column in var if var[column].dtype != float}
     if shared and shared[best := max(shared, key=lambda column: shared[column])]:
         return f"{said} var[{best!r}] holds {shared[best]} of these: set table.var_names = table.var[{best!r}]"
@@ -38,3 +40,8 @@ def _kind(names: Iterable[str]) -> str:
     some = list(names)[:1000]
     ensembl = sum(_ENSEMBL.fullmatch(str(name)) is not None for name in some)
     return "Ensembl ids" if ensembl > len(some) / 2 else "gene symbols"
+
+
+def _unversioned(name: object) -> str:
+    """An Ensembl id without its version; other names as they are."""
+    return str(name).rpartition(".")[0] if _ENSEMBL.fullmatch(str(name)) and "." in str(name) else str(name)

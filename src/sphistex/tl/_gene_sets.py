@@ -74,6 +74,13 @@ def _read(gene_sets: GeneSets) -> dict[str, list[str]]:
         if wrong := [name for name, genes in gene_sets.items() if isinstance(genes, str) or not len(genes)]:
             raise TypeError(f"gene_sets: {wrong[:5]} must each be a list of genes, with at least one")
         given = {str(name): [str(gene) for gene in genes] for name, genes in gene_sets.items()}
+        if not all(name.strip() for name in given):
+            raise ValueError("gene_sets: a set has no name, and cannot be stored")
+    elif gene_sets is None or isinstance(gene_sets, pd.DataFrame):
+        raise TypeError(
+            f"gene_sets is a {type(gene_sets).__name__}: give a GMT file, genes of several sets by name, or genes of "
+            "one set"
+        )
     else:
         given = {_ONLY: [str(gene) for gene in gene_sets]}
     if not any(given.values()):

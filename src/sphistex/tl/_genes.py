@@ -21,7 +21,7 @@ _MIN_SPOTS, _ENOUGH_SPOTS = 0.02, 100
 _MAX_RANKED = 50_000_000
 
 
-def choose_genes(table: AnnData, genes: int | Sequence[str] | str | None) -> list[str]:
+def choose_genes(table: AnnData, genes: int | Sequence[str] | str | None, name: str = "table") -> list[str]:
     """Names of the genes to predict, in the order of the table.
 
     Parameters
@@ -32,6 +32,8 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | str | None) -> lis
         A list of names; or how many highly variable genes (by Pearson residuals, as in
         ``scanpy.experimental.pp.highly_variable_genes``); None for 1,000; or ``"all"`` that are seen in enough spots:
         in 2 % of them, or in 100 where that is less.
+    name
+        What the table is called in messages.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def choose_genes(table: AnnData, genes: int | Sequence[str] | str | None) -> lis
     if genes is not None and not isinstance(genes, int | np.integer | str):
         if not isinstance(genes, Iterable):
             raise TypeError(f"genes={genes!r} must be a whole number of genes, a list of their names, or {ALL!r}.")
-        return _with_counts(table, check_genes(table, genes))
+        return _with_counts(table, check_genes(table, genes, name))
     wanted = DEFAULT_N_GENES if genes is None else table.n_vars if genes == ALL else int(genes)
     if wanted < 1 or isinstance(genes, bool):
         raise ValueError(f"genes={genes!r} must be a positive number of genes, a list of their names, or {ALL!r}.")

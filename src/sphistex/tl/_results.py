@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from sphistex._checks import check_open
-from sphistex._section import Section, resolve_section
+from sphistex._elements import transforms_of
+from sphistex._section import Section, affine_of, moved, resolve_section
 from sphistex.tl._expression import find_table
+from sphistex.tl._superpixels import finest
 from sphistex.tl._trust import made_how
 
 # A superpixel belongs to a spot that covers this share of it.
 _INSIDE = 0.5
+# Transformations are rounded by less than this.
+_ROUNDING_PX = 0.01
 
 
 def find_result(sdata: SpatialData, table_key: str) -> tuple[AnnData, dict[str, Any]]:
@@ -58,11 +62,38 @@ def section_of(sdata: SpatialData, made: dict[str, Any], table_key: str) -> Sect
         return resolve_section(sdata, mpp=float(made["mpp"]), **made["section"])
 
 
-def spot_of_each(section: Section, table: AnnData) -> NDArray[np.intp]:
+def moved_px(sdata: SpatialData, table: AnnData, made: dict[str, Any]) -> NDArray[np.float64]:
+    """What has to be added to ``obsm["spatial"]`` of a result for pixels (x, y) of its image as that is now.
+
+    A query of SpatialData cuts the image, and leaves ``obsm["spatial"]`` in pixels of the whole. Where superpixels lie
+    is then what their labels say; nothing has moved where these or the image are gone.
+    """
+    image_key, labels_key = str(made["section"]["image_key"]), str(made["labels_key"])
+    nowhere = np.zeros(2)
+    if image_key not in sdata.images or labels_key not in sdata.labels:
+        return nowhere
+    of_image, of_labels = transforms_of(sdata.images[image_key]), transforms_of(sdata.labels[labels_key])
+    named = made["section"].get("coordinate_system")
+    shared = [name for name in of_image if name in of_labels]
+    ids, instance = np.asarray(finest(sdata.labels[labels_key])), int(table.obs["instance_id"].iloc[0])
+    pixels = np.flatnonzero(ids == instance)
+    if not shared or len(pixels) != 1:
+        return nowhere
+    system = named if named in shared else shared[0]
+    to_px = np.linalg.inv(affine_of(of_image[system])) @ affine_of(of_labels[system])
+    row, column = np.unravel_index(pixels[0], ids.shape)
+    found = moved(np.array([[column + 0.5, row + 0.5]]), to_px)[0] - np.asarray(table.obsm["spatial"], dtype=float)[0]
+    return nowhere if np.abs(found).max() < _ROUNDING_PX else found
+
+
+def spot_of_each(sdata: SpatialData, section: Section, table: AnnData, made: dict[str, Any]) -> NDArray[np.intp]:
     """The spot that each superpixel (n_superpixels,) lies in, -1 where there is none."""
     grid, share = section.grid, section.bags.weights.tocoo()
     inside = share.data >= _INSIDE
     of_place = np.full(grid.size, -1, dtype=np.intp)
     of_place[share.col[inside]] = share.row[inside]
-    column, row = np.floor(np.asarray(table.obsm["spatial"]) / grid.pitch_px).astype(np.intp).T
-    return of_place[row * grid.shape[1] + column]
+    centres = np.asarray(table.obsm["spatial"]) + moved_px(sdata, table, made)
+    column, row = np.floor(centres / grid.pitch_px).astype(np.intp).T
+    # of an image that was cut, superpixels on the edge may lie with their centre beyond it
+    inside = (row >= 0) & (row < grid.shape[0]) & (column >= 0) & (column < grid.shape[1])
+    return np.where(inside, of_place[np.where(inside, row * grid.shape[1] + column, 0)], -1)

@@ -70,12 +70,26 @@ def grouped_spots(table: AnnData, name: str, column: str) -> pd.Series:
         If there are fewer than two groups, or one is a single spot.
     """
     found = find_column(table, name, "groupby", column)
-    ordered = found.cat.categories if isinstance(found.dtype, pd.CategoricalDtype) else sorted(found.dropna().unique())
+    ordered = (
+        found.cat.categories
+        if isinstance(found.dtype, pd.CategoricalDtype)
+        else sorted(found.dropna().unique(), key=by_kind)
+    )
     size = found.value_counts()
     names = [str(group) for group in ordered if size.get(group, 0)]
     if len(names) < 2:
-        raise ValueError(f"groupby={column!r} has {len(names)} groups in table {name!r}, {names}: at least two compare")
+        raise ValueError(
+            f"groupby={column!r} has {len(names)} groups in table {name!r}, {names}: at least two are compared"
+        )
     if lone := [str(group) for group in ordered if size.get(group, 0) == 1]:
-        raise ValueError(f"groupby={column!r}: the groups {lone} are one spot each, and do not vary; leave them out")
+        raise ValueError(
+            f"groupby={column!r}: {len(lone)} of the {len(names)} groups are one spot each, and do not vary, such as "
+            f"{lone[:5]}; set them to NaN, or group by names, not by measurements"
+        )
     by_place = found.reset_index(drop=True)
     return by_place[by_place.notna()].astype(str).astype(pd.CategoricalDtype(names))
+
+
+def by_kind(value: object) -> tuple[bool, object]:
+    """Order of values: numbers by size before names, since the two cannot be compared."""
+    return isinstance(value, str), value

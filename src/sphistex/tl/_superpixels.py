@@ -58,10 +58,11 @@ class Superpixels:
             If the table is none of them, its labels are gone or of others, or it is one superpixel.
         """
         regions = np.atleast_1d(table.uns.get("spatialdata_attrs", {}).get("region", []))  # a list after a query
-        if len(regions) != 1 or not {"array_row", "array_col"} <= set(table.obs):
+        spots = any(str(region) in sdata.shapes for region in regions)
+        if len(regions) != 1 or spots or not {"array_row", "array_col"} <= set(table.obs):
             raise ValueError(
-                f"table_key={table_key!r} is no table of superpixels, it annotates {list(regions)}: name a result of "
-                "sphistex.tl.super_resolve"
+                f"table_key={table_key!r} is no table of superpixels, it annotates {regions.tolist()}: name a "
+                "result of sphistex.tl.super_resolve"
             )
         region = str(regions[0])
         if region not in sdata.labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -184,7 +184,7 @@ def _checked_numbers(n_clusters: int | Sequence[int] | None, method: Method, n_s
         return []
     if n_clusters is None:
         n_clusters = _NUMBERS
-    numbers = [n_clusters] if isinstance(n_clusters, int | np.integer) else list(n_clusters)
+    numbers = list(n_clusters) if isinstance(n_clusters, Iterable) else [n_clusters]
     if not numbers or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 2 for n in numbers):
         raise ValueError(f"n_clusters={n_clusters!r}: give a number of clusters from 2 on, or several to choose from")
     if n_superpixels < 2 * max(numbers):

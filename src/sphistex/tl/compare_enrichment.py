@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex._section import Section
 from sphistex.tl._expression import Expression
 from sphistex.tl._extras import check_extra
 from sphistex.tl._gene_sets import GeneSets, usable_gene_sets
@@ -112,7 +112,7 @@ def compare_enrichment(
 
     found = {"after": tested(table, table_key, groups)}
     spots = section.table[:, list(table.var_names)]
-    of_spots = _groups_of_spots(groups, section, table)
+    of_spots = _groups_of_spots(groups, spot_of_each(sdata, section, table, made)[groups.index])
     if len(of_spots.cat.categories) > 1:
         found["before"] = tested(spots, section.table_key, of_spots)
     if null:
@@ -121,9 +121,8 @@ def compare_enrichment(
     return _joined(found, list(groups.cat.categories), max_q)
 
 
-def _groups_of_spots(groups: pd.Series, section: Section, table: AnnData) -> pd.Series:
+def _groups_of_spots(groups: pd.Series, spot: NDArray[np.intp]) -> pd.Series:
     """The group of most of each spot's superpixels, by the place of the spot; groups of a single spot are left out."""
-    spot = spot_of_each(section, table)[groups.index]
     inside = spot >= 0
     counts = pd.crosstab(spot[inside], groups[inside].to_numpy())
     named = counts.idxmax(axis=1).astype(str)

@@ -83,6 +83,8 @@ def profiles(
             f"distance_key={distance_key!r} is no column of obs of table {table_key!r}: make it with "
             "sphistex.tl.interface"
         )
+    if not pd.api.types.is_numeric_dtype(table.obs[distance_key]):
+        raise ValueError(f"distance_key={distance_key!r} of table {table_key!r} holds no numbers")
     if layer is not None and layer not in table.layers:
         raise KeyError(f"layer={layer!r} is not in the layers of table {table_key!r}: {list(table.layers)}")
     _check_numbers(bin_um, max_um, block_um, level)

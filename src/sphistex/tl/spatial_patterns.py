@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -131,7 +131,7 @@ def spatial_patterns(
     if "log1p" in table.uns:
         raise ValueError(f"table_key={table_key!r} holds logarithms: spatial_patterns takes the counts as predicted")
     names = list(table.var_names)
-    chosen = choose_genes(section.table[:, names], genes)
+    chosen = choose_genes(section.table[:, names], genes, table_key)
     pitch_um, spots_um = float(made["pitch_um"]), max(section.pitch_um, _SMALLEST_BIN_UM)
     bins, factor = bins_of(table, pitch_um, pitch_um * round(spots_um / pitch_um) if bin_um is None else bin_um)
     fine, fine_factor = bins_of(table, pitch_um, _FINE_BIN_UM)
@@ -218,7 +218,8 @@ def _logged(table: AnnData, places: Places, genes: list[str], totals: NDArray[np
 
 
 def _checked_statistics(statistics: Statistic | Sequence[Statistic]) -> list[Statistic]:
-    chosen: list[Any] = [statistics] if isinstance(statistics, str) else list(statistics)
+    several = isinstance(statistics, Iterable) and not isinstance(statistics, str)
+    chosen: list[Any] = list(statistics) if several else [statistics]
     if not chosen or not set(chosen) <= set(get_args(Statistic)):
         raise ValueError(f"statistics={statistics!r} must be some of {list(get_args(Statistic))}")
     return list(dict.fromkeys(chosen))

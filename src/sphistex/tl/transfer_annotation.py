@@ -104,7 +104,7 @@ def transfer_annotation(
     name = column if key_added is None else key_added
     there = name in table.obs or f"{name}_probability" in table.obs
     check_own(table, table_key, name, "transfer_annotation", there=there)
-    spot = spot_of_each(section, table)
+    spot = spot_of_each(sdata, section, table, made)
     classes = _classes(section, column, spot, table_key)
     names = list(classes.categories)
     annotated = np.where(spot >= 0, classes.codes[spot], -1)
@@ -151,9 +151,10 @@ def _classes(section: Section, column: str, spot: NDArray[np.intp], table_key: s
             f"{table_key!r}, {names}: at least two can be told apart"
         )
     if few := {str(one): int(size[one]) for one in names if size[one] < _FEWEST_SPOTS}:
+        some = dict(list(few.items())[:5])
         raise ValueError(
-            f"column={column!r}: the classes {few} have so few spots in result {table_key!r}, and at least "
-            f"{_FEWEST_SPOTS} are learnt from; set them to NaN, or join them with others"
+            f"column={column!r}: {len(few)} of the {len(names)} classes have fewer than {_FEWEST_SPOTS} spots in "
+            f"result {table_key!r}, such as {some}, too few to learn from; set them to NaN, or join them with others"
         )
     return pd.Categorical(named, categories=names).rename_categories([str(one) for one in names])
 
