@@ -34,6 +34,15 @@ def test_names_do_not_matter_and_places_without_one_are_left_out():
     pd.testing.assert_frame_equal(classes[columns], expected.by_class[columns])
 
 
+def test_series_of_the_same_places_are_matched_by_their_names():
+    names = pd.Index([f"place{i}" for i in range(len(TRUE))])
+    found, reference = pd.Series(FOUND, index=names), pd.Series(TRUE, index=names)
+    score, classes = agreement(found, reference[::-1])
+    expected = agreement(FOUND, TRUE)
+    assert score == expected.adjusted_rand_index
+    pd.testing.assert_frame_equal(classes, expected.by_class)
+
+
 @pytest.mark.parametrize(
     ("found", "reference", "message"),
     [

@@ -205,3 +205,22 @@ def test_raster_adds_up_what_lies_in_a_superpixel():
     places = np.array([[101, 1], [115, 15], [132, 17], [99, 1], [148.5, 3]])
     drawn = lattice.raster(places, np.array([1.0, 2.0, 5.0, 7.0, 9.0]))
     np.testing.assert_array_equal(drawn, [[3, np.nan, np.nan], [np.nan, np.nan, 5]])
+
+
+def test_a_result_that_was_cut_out_lies_on_its_part_of_the_image(sdata: SpatialData):
+    whole = sdata.tables["superres"]
+    corner = np.array([310, 205])  # pixels, of no superpixel
+    cut = sdata.query.bounding_box(
+        axes=("x", "y"), min_coordinate=corner, max_coordinate=corner + 500, target_coordinate_system="global"
+    )
+    table = cut.tables["superres"]
+    found = Lattice.of(cut, table, table.uns["superres"])
+    before = Lattice.of(sdata, whole[table.obs_names], whole.uns["superres"])
+    assert found.shape == before.shape == tuple(table.obs[["array_row", "array_col"]].nunique())
+    np.testing.assert_allclose(
+        [found.window.left, found.window.top], np.subtract(before.window.extent[::3], corner / 2)
+    )
+    gene = table.var_names[0]
+    np.testing.assert_array_equal(
+        found.raster(table.obsm["spatial"], table[:, gene].X.ravel()).ravel(), np.asarray(table[:, gene].X).ravel()
+    )

@@ -139,6 +139,21 @@ def test_what_is_known_of_the_genes_is_told(judged: SpatialData, tmp_path: Path)
     assert len(list(page.pictures)) == 4
 
 
+@pytest.mark.parametrize(
+    ("params", "losses", "warned"),
+    [({"schedule": False}, 1.0, True), ({"schedule": True}, 1.0, False), ({"schedule": False}, np.nan, False)],
+)
+def test_more_epochs_are_advised_only_where_the_loss_can_still_fall(
+    judged: SpatialData, tmp_path: Path, params: dict[str, bool], losses: float, warned: bool
+):
+    made = judged.tables["superres"].uns["superres"]
+    made["params"] |= params
+    made["training"] |= {"best_epoch": np.array([3, 3, 1]), "validation_loss": np.full(4, losses)}
+    pl.report(judged, tmp_path / "report.html")
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert ("2 of the models were best in their last epoch, 4: more epochs may fit better" in text) == warned
+
+
 def test_genes_are_drawn_by_how_they_were_judged(judged: SpatialData):
     figure = pl.validation(judged, return_fig=True)
     assert figure is not None

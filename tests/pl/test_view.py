@@ -79,6 +79,19 @@ def test_a_superpixel_is_found_where_it_lies_and_says_what_the_table_says(certai
     assert readings.row_at(-1000.0, 0.0) is None
 
 
+def test_superpixels_of_a_result_that_was_cut_out_are_found_on_what_is_left_of_the_image(certain: SpatialData):
+    low, high = np.array([310, 205]), np.array([810, 705])
+    cut = certain.query.bounding_box(
+        axes=("x", "y"), min_coordinate=low, max_coordinate=high, target_coordinate_system="global"
+    )
+    readings, row = Readings.of(cut, "superres"), 100
+    centre = (cut.tables["superres"].obsm["spatial"][row] - low) * 0.5
+    assert readings.centre_um(row) == pytest.approx(centre)
+    assert readings.row_at(*centre) == row
+    background = Background.of(cut, readings.table, "superres", "image", 0.5, readings.lattice.window, cut=True)
+    assert background.window.right <= 250 and background.window.bottom <= 250
+
+
 def test_the_genes_of_a_superpixel_that_are_far_above_their_mean_come_first(certain: SpatialData):
     table = certain.tables["superres"]
     table.X[7] = table.var["mean_count"]

@@ -236,6 +236,36 @@ def test_mistakes_are_named_and_change_nothing(sdata, arguments, error, message)
     assert set(sdata.tables) == {"superres"}
 
 
+def test_small_masks_are_as_good_as_large_ones_and_floats_are_no_names(sdata):
+    mask = np.zeros((1000, 1000), dtype=np.uint8)
+    mask[160:200, 160:240], mask[400:420, 400:420] = 3, 200
+    sdata.labels["mask"] = Labels2DModel.parse(mask, dims=("y", "x"), transformations={"global": Identity()})
+    tl.aggregate_by(sdata, "mask")
+    assert sdata.tables["mask_superres"].obs["instance_id"].tolist() == [3, 200]
+    assert sdata.tables["mask_superres"].obs["covered_um2"].tolist() == [800.0, 100.0]
+    add_shapes(sdata, [at(3, 20, 2, 2), at(6, 20, 2, 2)])
+    sdata.shapes["cells"].index = [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"shapes 'cells' are numbered by floats, such as \[1.0, 2.0\].*astype\(int\)"):
+        tl.aggregate_by(sdata, "cells")
+
+
+def test_circles_without_a_size_are_named(sdata):
+    add_shapes(sdata, [shapely.Point(100, 300), shapely.Point(200, 300)], radius=[10.0, 20.0])
+    sdata.shapes["cells"]["radius"] = [10.0, np.nan]
+    with pytest.raises(ValueError, match=r"1 of 2 circles have a radius that is NaN.*such as \[1\]"):
+        tl.aggregate_by(sdata, "cells")
+
+
+def test_a_table_of_spots_is_no_result(sdata):
+    add_shapes(sdata, [at(3, 20, 2, 2)])
+    table = AnnData(np.ones((1, 1)), obs=pd.DataFrame({"region": ["cells"], "instance_id": [0]}, index=["0"]))
+    table.obs["array_row"] = table.obs["array_col"] = 0
+    table.obs["region"] = table.obs["region"].astype("category")
+    sdata.tables["spots"] = TableModel.parse(table, region="cells", region_key="region", instance_key="instance_id")
+    with pytest.raises(ValueError, match=r"table_key='spots' is no table of superpixels, it annotates \['cells'\]"):
+        tl.aggregate_by(sdata, "cells", table_key="spots")
+
+
 def test_what_has_no_area_and_what_takes_too_much_is_refused(sdata, monkeypatch):
     add_shapes(sdata, [at(3, 20, 2, 2), shapely.LineString([(100, 100), (200, 200)])])
     with pytest.raises(ValueError, match=r"1 of 2 are LineString, which have no area, such as \[1\]"):

@@ -17,6 +17,7 @@ from spatialdata.models import TableModel
 import sphistex as sx
 from sphistex.metrics.baselines import linear
 from sphistex.tl._on_grid import smoothed, without_fragments
+from sphistex.tl._results import find_result, section_of, spot_of_each
 from sphistex.tl._stability import most_stable, stability
 
 RNG = np.random.default_rng(0)
@@ -193,6 +194,24 @@ def test_superpixels_get_the_classes_of_spots_and_of_their_expression(sdata):
 
 
 @pytest.mark.slow
+def test_superpixels_that_were_cut_out_belong_to_the_same_spots(sdata):
+    corner = np.array([310, 205])
+    cut = sdata.query.bounding_box(
+        axes=("x", "y"), min_coordinate=corner, max_coordinate=corner + 900, target_coordinate_system="global"
+    )
+    found = []
+    for one in (sdata, cut):
+        table, made = find_result(one, "superres")
+        section = section_of(one, made, "superres")
+        spot = spot_of_each(one, section, table, made)
+        names = section.table.obs_names.to_numpy(object)
+        found.append(pd.Series(np.where(spot >= 0, names[spot], None), index=table.obs_names))
+    before, after = found[0][found[1].index], found[1]
+    both = before.notna() & after.notna()
+    assert (before[both] == after[both]).all()
+    assert both.sum() > 0.9 * before.notna().sum() > 0
+
+
 def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated_spots():
     sdata = sx.datasets.simulate(size_um=1300, seed=2)  # the settings were chosen on others
     sx.tl.super_resolve(sdata, encoder="efficientnet_lite0")
@@ -219,6 +238,9 @@ def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated
         ({"table_key": "counts"}, ValueError, r"'counts' is a table, but not a result.*\['superres'\]"),
         ({"method": "guess"}, ValueError, "method='guess' must be one of"),
         ({"n_clusters": 1}, ValueError, "n_clusters=1: give a number"),
+        ({"n_clusters": 3.0}, ValueError, r"n_clusters=3\.0: give a number"),
+        ({"key_added": "a/b"}, ValueError, "key_added='a/b' cannot be the name of a column: Name must contain only"),
+        ({"key_added": 5}, TypeError, "key_added=5 cannot be the name of a column"),
         ({"n_clusters": 10**6}, ValueError, "too few to cluster"),
         ({"method": "leiden", "n_clusters": 3}, ValueError, "resolution="),
         ({"smooth_um": -1}, ValueError, "smooth_um=-1"),
@@ -239,7 +261,7 @@ def test_mistakes_are_named_and_nothing_is_added(sdata, arguments, error, messag
     [
         ({"column": "nothing"}, KeyError, "column='nothing' is not among the obs columns of table 'counts'"),
         ({"column": "same"}, ValueError, r"has 1 classes.*\['tissue'\]"),
-        ({"column": "rare"}, ValueError, r"the classes \{'rare': 1\} have so few spots"),
+        ({"column": "rare"}, ValueError, r"1 of the 3 classes have fewer than 5 spots.*\{'rare': 1\}"),
         ({"column": "side", "trust": 1}, ValueError, "trust=1"),
         ({"column": "side", "key_added": "compartment"}, ValueError, "key_added='compartment'"),
     ],

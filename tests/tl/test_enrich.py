@@ -178,9 +178,13 @@ def test_sets_with_few_genes_in_the_table_are_left_out(sdata, sets):
     [
         ({"table_key": "nowhere"}, KeyError, "table_key='nowhere'.*'spots'"),
         ({"groupby": "nothing"}, KeyError, "groupby='nothing'.*'half'"),
-        ({"groupby": "alone"}, ValueError, r"groupby='alone': the groups \['one'\] are one spot each"),
+        ({"groupby": "alone"}, ValueError, r"groupby='alone': 1 of the 3 groups are one spot each.*\['one'\]"),
+        ({"groupby": "measured"}, ValueError, "groupby='measured': 80 of the 80 groups are one spot each"),
         ({"groupby": "same"}, ValueError, "groupby='same' has 1 groups"),
         ({"gene_sets": {}}, ValueError, "gene_sets is empty"),
+        ({"gene_sets": None}, TypeError, "gene_sets is a NoneType: give a GMT file"),
+        ({"gene_sets": pd.DataFrame({"source": ["a"]})}, TypeError, "gene_sets is a DataFrame: give a GMT file"),
+        ({"gene_sets": {"": ["gene1"]}}, ValueError, "a set has no name"),
         ({"gene_sets": {"a": "gene1"}}, TypeError, r"\['a'\] must each be a list"),
         ({"gene_sets": {"a": ["TP53", "BRCA2"]}}, ValueError, "0 of the 2 genes of 1 gene sets"),
         ({"gene_sets": {"a": ["ENSG00000139618"]}}, ValueError, "gene symbols, such as.*Ensembl ids, such as"),
@@ -197,6 +201,7 @@ def test_mistakes_are_named_and_nothing_is_added(sdata, sets, arguments, error, 
     table = sdata.tables["spots"]
     table.obs["alone"], table.obs["same"] = ["one"] + ["many"] * (N - 2) + ["others"], "one"
     table.obs["alone"] = pd.Categorical(["one"] + ["many"] * 40 + ["others"] * (N - 41))
+    table.obs["measured"] = np.linspace(0, 1, N)
     table.obsm["spatial"] = np.zeros((N, 2))
     with pytest.raises(error, match=message):
         tl.enrich(sdata, **({"table_key": "spots", "gene_sets": sets} | arguments))
@@ -209,6 +214,28 @@ def test_ids_in_another_column_are_pointed_out(sdata):
     var["gene_ids"] = [f"ENSG{i:011d}" for i in range(N_GENES)]
     with pytest.raises(ValueError, match=r"var\['gene_ids'\] holds 8 of these: set table.var_names"):
         tl.enrich(sdata, table_key="spots", gene_sets=list(var["gene_ids"][:8]))
+
+
+def test_versions_of_ids_are_pointed_out(sdata):
+    pytest.importorskip("decoupler")
+    table = sdata.tables["spots"]
+    table.var_names = [f"ENSG{i:011d}" for i in range(N_GENES)]
+    with pytest.raises(ValueError, match="differ in the versions of the ids"):
+        tl.enrich(sdata, table_key="spots", gene_sets=[f"{gene}.3" for gene in table.var_names[:8]])
+
+
+def test_names_and_numbers_can_be_groups_of_one_column(sdata):
+    sdata.tables["spots"].obs["mixed"] = pd.Series(
+        [1, "a"] * (N // 2), index=sdata.tables["spots"].obs_names, dtype=object
+    )
+    table = tl.markers(sdata, table_key="spots", groupby="mixed")
+    assert list(table["group"].cat.categories) == ["1", "a"]
+
+
+def test_a_file_that_begins_with_a_mark_of_its_encoding_is_read(tmp_path: Path):
+    file = tmp_path / "sets.gmt"
+    file.write_text("A\tabout\tgene1\n", encoding="utf-8-sig")
+    assert io.read_gmt(file) == {"A": ["gene1"]}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Readings:
         table, made = open_result(sdata, key)
         lattice = Lattice.of(sdata, table, made)
         place = np.full(lattice.shape, -1, dtype=np.int32)
-        place[table.obs["array_row"], table.obs["array_col"]] = np.arange(table.n_obs)
+        place[lattice.row_column(table.obsm["spatial"])] = np.arange(table.n_obs)
         try:
             return cls(table, made, lattice, place, calibration_of(table, key))
         except ValueError as error:

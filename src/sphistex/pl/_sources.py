@@ -53,8 +53,9 @@ class Lattice:
         mpp = float(made["mpp"])
         pitch_px = float(made["pitch_um"]) / mpp
         row_column = table.obs[["array_row", "array_col"]].to_numpy()
-        corner = np.asarray(table.obsm["spatial"])[:1] - (row_column[:1, ::-1] + 0.5) * pitch_px
-        rows, columns = row_column.max(axis=0) + 1
+        first = row_column.min(axis=0)
+        corner = np.asarray(table.obsm["spatial"])[:1] - ((row_column[:1] - first)[:, ::-1] + 0.5) * pitch_px
+        rows, columns = row_column.max(axis=0) - first + 1
         return cls(corner[0], pitch_px, (int(rows), int(columns)), mpp, moved_px(sdata, table, made))
 
     @property
@@ -64,9 +65,14 @@ class Lattice:
         pitch_um = self.pitch_px * self.mpp
         return Window(left, top, left + self.shape[1] * pitch_um, top + self.shape[0] * pitch_um)
 
+    def row_column(self, xy_px: NDArray) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows and columns of the superpixels in which places (n, 2) lie."""
+        column, row = np.floor((np.asarray(xy_px) - self.origin_px) / self.pitch_px).astype(np.intp).T
+        return row, column
+
     def raster(self, xy_px: NDArray, values: NDArray) -> NDArray[np.float32]:
         """Sum of the values (n,) at the places (n, 2) in each superpixel, (rows, columns); NaN where there are none."""
-        column, row = np.floor((np.asarray(xy_px) - self.origin_px) / self.pitch_px).astype(int).T
+        row, column = self.row_column(xy_px)
         inside = (row >= 0) & (row < self.shape[0]) & (column >= 0) & (column < self.shape[1])
         place = np.ravel_multi_index((row[inside], column[inside]), self.shape)
         size = self.shape[0] * self.shape[1]

@@ -132,5 +132,5 @@ def _chosen(scores: pd.DataFrame, gene_sets: str | Sequence[str] | None) -> list
 
 def _raster(table: AnnData, values: NDArray, lattice: Lattice) -> NDArray[np.float32]:
     raster = np.full(lattice.shape, np.nan, dtype=np.float32)
-    raster[tuple(table.obs[["array_row", "array_col"]].to_numpy().T)] = values
+    raster[lattice.row_column(table.obsm["spatial"])] = values
     return raster

@@ -90,7 +90,7 @@ def annotation(
     draw_raster(axes[0], *picture)
     axes[0].set_title("H&E", fontsize=10)
     add_scale_bar(axes[0])
-    place = tuple(table.obs[["array_row", "array_col"]].to_numpy().T)
+    place = lattice.row_column(table.obsm["spatial"])
     for ax, group, name in zip(axes[1:], groups, names, strict=True):
         draw_raster(ax, *picture)
         _draw(ax, group, place, lattice, colours)

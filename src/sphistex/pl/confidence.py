@@ -107,9 +107,12 @@ def confidence(
 
 
 def _squares(superpixels: Lattice, scale_um: float, squares: AnnData) -> Lattice:
-    """The lattice of the squares, which starts where that of the superpixels does."""
-    rows, columns = squares.obs[["array_row", "array_col"]].max() + 1
-    return replace(superpixels, pitch_px=scale_um / superpixels.mpp, shape=(int(rows), int(columns)))
+    """The lattice of the squares."""
+    pitch_px = scale_um / superpixels.mpp
+    places = squares.obs[["array_row", "array_col"]]
+    rows, columns = places.max() - places.min() + 1
+    corner = np.asarray(squares.obsm["spatial"]).min(axis=0) - pitch_px / 2
+    return replace(superpixels, origin_px=corner, pitch_px=pitch_px, shape=(int(rows), int(columns)))
 
 
 def _outline(ax: Axes, called: NDArray, window: Window) -> None:

@@ -68,14 +68,15 @@ def moved_px(sdata: SpatialData, table: AnnData, made: dict[str, Any]) -> NDArra
     A query of SpatialData cuts the image, and leaves ``obsm["spatial"]`` in pixels of the whole. Where superpixels lie
     is then what their labels say; nothing has moved where these or the image are gone.
     """
-    image_key, labels_key = str(made["section"]["image_key"]), str(made["labels_key"])
+    linked = table.uns.get("spatialdata_attrs", {})
+    image_key, labels_key = str(made["section"]["image_key"]), str([*np.ravel(linked.get("region", "")), ""][0])
     nowhere = np.zeros(2)
     if image_key not in sdata.images or labels_key not in sdata.labels:
         return nowhere
     of_image, of_labels = transforms_of(sdata.images[image_key]), transforms_of(sdata.labels[labels_key])
     named = made["section"].get("coordinate_system")
     shared = [name for name in of_image if name in of_labels]
-    ids, instance = np.asarray(finest(sdata.labels[labels_key])), int(table.obs["instance_id"].iloc[0])
+    ids, instance = np.asarray(finest(sdata.labels[labels_key])), table.obs[linked["instance_key"]].iloc[0]
     pixels = np.flatnonzero(ids == instance)
     if not shared or len(pixels) != 1:
         return nowhere
