@@ -193,7 +193,6 @@ def test_superpixels_get_the_classes_of_spots_and_of_their_expression(sdata):
     assert table.obs["transferred_probability"].between(1 / 3, 1).all()
 
 
-@pytest.mark.slow
 def test_superpixels_that_were_cut_out_belong_to_the_same_spots(sdata):
     corner = np.array([310, 205])
     cut = sdata.query.bounding_box(
@@ -209,9 +208,10 @@ def test_superpixels_that_were_cut_out_belong_to_the_same_spots(sdata):
     before, after = found[0][found[1].index], found[1]
     both = before.notna() & after.notna()
     assert (before[both] == after[both]).all()
-    assert both.sum() > 0.9 * before.notna().sum() > 0
+    assert both.sum() > 0.8 * before.notna().sum() > 0  # spots on the edge are cut off
 
 
+@pytest.mark.slow
 def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated_spots():
     sdata = sx.datasets.simulate(size_um=1300, seed=2)  # the settings were chosen on others
     sx.tl.super_resolve(sdata, encoder="efficientnet_lite0")

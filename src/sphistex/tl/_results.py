@@ -19,8 +19,8 @@ from sphistex.tl._trust import made_how
 
 # A superpixel belongs to a spot that covers this share of it.
 _INSIDE = 0.5
-# Transformations are rounded by less than this.
-_ROUNDING_PX = 0.01
+# Transformations are rounded by less than this; images are cut to whole pixels.
+_ROUNDING_PX, _HALF = 0.01, 0.5
 
 
 def find_result(sdata: SpatialData, table_key: str) -> tuple[AnnData, dict[str, Any]]:
@@ -82,8 +82,14 @@ def moved_px(sdata: SpatialData, table: AnnData, made: dict[str, Any]) -> NDArra
         return nowhere
     system = named if named in shared else shared[0]
     to_px = np.linalg.inv(affine_of(of_image[system])) @ affine_of(of_labels[system])
-    row, column = np.unravel_index(pixels[0], ids.shape)
-    found = moved(np.array([[column + 0.5, row + 0.5]]), to_px)[0] - np.asarray(table.obsm["spatial"], dtype=float)[0]
+    place = np.array(np.unravel_index(pixels[0], ids.shape))[::-1]
+    first_row = table.obs.iloc[0]
+    cut = np.array([first_row["array_col"], first_row["array_row"]]) > place  # rows or columns of the raster are gone
+    # SpatialData takes pixels by their centres, and places what is left as if by their corners, rounded up: in half of
+    # the cases a pixel too far. The first centre that is left lies less than a pixel from the edge of the image.
+    pitch_px = float(made["pitch_um"]) / float(made["mpp"])
+    too_far = cut & (moved(np.full((1, 2), 0.5), to_px)[0] > pitch_px - _HALF)
+    found = moved(place[None] + 0.5, to_px)[0] - pitch_px * too_far - np.asarray(table.obsm["spatial"], dtype=float)[0]
     return nowhere if np.abs(found).max() < _ROUNDING_PX else found
 
 
