@@ -223,3 +223,8 @@ def test_a_result_that_was_cut_out_lies_on_its_part_of_the_image(sdata: SpatialD
     values = np.asarray(table.X)[:, 0]
     raster = found.raster(table.obsm["spatial"], values)
     np.testing.assert_array_equal(raster[found.row_column(table.obsm["spatial"])], values)
+
+
+def test_a_crop_beside_the_image_is_refused(sdata: SpatialData, genes: list[str]):
+    with pytest.raises(ValueError, match="nothing of image 'image' lies between x 5000 and 6000 µm.*it is"):
+        pl.expression(sdata, genes, crop_um=(5000, 5000, 6000, 6000))

@@ -172,6 +172,8 @@ def test_mistakes_leave_the_page_that_was_there(judged: SpatialData, tmp_path: P
     out.write_text("before")
     with pytest.raises(KeyError, match="nonsense"):
         pl.report(judged, out, genes="nonsense")
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
+        pl.report(judged, tmp_path)
     with pytest.raises(KeyError, match="key='counts' is a table, but not a result"):
         pl.report(judged, out, key="counts")
     del judged.tables["superres"]

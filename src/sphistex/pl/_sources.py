@@ -151,6 +151,12 @@ def read_picture(sdata: SpatialData, image_key: str, window: Window, mpp: float)
         (max(0, int(start / level_mpp)), min(size, int(np.ceil(stop / level_mpp)))) for start, stop, size in spans
     )
     part = image.isel(y=slice(top, bottom), x=slice(left, right))
+    if not part.size:
+        raise ValueError(
+            f"nothing of image {image_key!r} lies between x {window.left:.0f} and {window.right:.0f} µm, y "
+            f"{window.top:.0f} and {window.bottom:.0f} µm: it is {image.sizes['x'] * level_mpp:.0f} × "
+            f"{image.sizes['y'] * level_mpp:.0f} µm"
+        )
     factor = max(1, int(wanted_um / level_mpp))
     small = shrink(part, factor)
     size_um = np.array(small.shape[:2]) * factor * level_mpp

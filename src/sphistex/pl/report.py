@@ -100,6 +100,8 @@ def report(
     ...     sx.pl.report(sdata, Path(folder) / "report.html")
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder: name a file in it, such as report.html")
     table, made = open_result(sdata, key)
     section = find_section(sdata, made)
     listed = check_genes(table, key, genes) if genes is not None else None
