@@ -91,7 +91,7 @@ def open_tiff(path: Path) -> tuple[list[TiffLevel], float | None]:
     try:
         with tifffile.TiffFile(path) as file:
             count, mpp = len(file.series[0].levels), _mpp(file)
-            colours = file.series[0].keyframe.photometric
+            colours = tifffile.PHOTOMETRIC(file.series[0].keyframe.photometric)
     except (tifffile.TiffFileError, IndexError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a TIFF: {error}") from error
     if colours in _NOT_RGB:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -147,6 +147,8 @@ def tumour_subtypes(
     by = _checked_by(by, gene_positions)
     seed = check_seed(seed)
     check_own(table, table_key, key_added, "tumour_subtypes", there=key_added in table.obs)
+    if reference is not None and gene_positions is None:
+        raise ValueError(f"reference={reference!r} is what copy number is read against, and needs gene_positions=")
     placed, diploid = None, ~of_tumour
     if gene_positions is not None:
         check_extra("infercnvpy", "gene_positions=", extra="cnv")
@@ -195,7 +197,7 @@ def tumour_subtypes(
 
 
 def _checked_numbers(n_subtypes: int | Sequence[int], n_spots: int, tumour: Choice) -> list[int]:
-    numbers = [n_subtypes] if isinstance(n_subtypes, int | np.integer) else list(n_subtypes)
+    numbers = list(n_subtypes) if isinstance(n_subtypes, Iterable) else [n_subtypes]
     if not numbers or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 2 for n in numbers):
         raise ValueError(f"n_subtypes={n_subtypes!r}: give a number of clusters from 2 on, or several to choose from")
     if n_spots <= max(numbers):
