@@ -9,7 +9,7 @@ from pathlib import Path
 from anndata import AnnData, read_zarr
 from spatialdata import SpatialData
 
-from sphistex._store import add_element, attach, check_name
+from sphistex._store import add_element, attach
 
 
 def annotate(sdata: SpatialData, table_key: str, change: Callable[[AnnData], None]) -> None:
@@ -37,9 +37,8 @@ def check_own(table: AnnData, table_key: str, key_added: str, made_by: str, ther
     Raises
     ------
     ValueError
-        If there is something of the name ``key_added`` which ``made_by`` did not add, or it cannot be stored.
+        If there is something of the name ``key_added`` which ``made_by`` did not add.
     """
-    check_name(key_added)
     record = table.uns.get(key_added, {})
     own = isinstance(record, dict) and record.get("made_by") == made_by
     if not own and (there or key_added in table.uns):
