@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,3 +252,56 @@ def test_from_the_file_of_a_slide_to_a_predicted_table(section: Path, tmp_path: 
     table = read_zarr(tmp_path / "slide.zarr").tables["histology"]
     assert list(table.var_names) == model.genes
     assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"histology.png", "regions.png"}
+
+
+@pytest.fixture
+def some_model(tmp_path: Path) -> Path:
+    from sphistex import encoders
+    from sphistex.nn.histology import HistologyModel, LatticeSection, histology_parameters
+    from sphistex.nn.picture import Layout
+
+    rng = np.random.default_rng(0)
+    layout = Layout.of([0, 0, 1, 1], [0, 2, 1, 3], hexagonal=True)
+    section = LatticeSection(layout, rng.random((4, 3), dtype=np.float32), rng.random((4, 2), dtype=np.float32))
+    parameters = histology_parameters(epochs=1, n_models=1, widths=(4,))
+    model = HistologyModel.fit([section], ["g0", "g1"], parameters=parameters)
+    model.features = {
+        "encoder": "efficientnet_lite0",
+        "revision": encoders.get("efficientnet_lite0").revision,
+        "scales": [1],
+        "lattice": {"kind": "hexagonal", "pitch_um": 100.0, "diameter_um": 55.0},
+    }
+    model.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_what_cannot_be_predicted_from_leaves_nothing_behind(some_model: Path, tmp_path: Path) -> None:
+    import tifffile
+
+    pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slide.tif", pixels, photometric="rgb", tile=(128, 128), compression="zlib")
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "slide.tif").read_bytes()[:-300_000])
+    out = tmp_path / "out.zarr"
+
+    def refused(said: str, picture: str, *options: Any, model: Path = some_model) -> None:
+        done = call("predict-histology", tmp_path / picture, "--model", model, "--out", out, "--quiet", *options)
+        assert done.exit_code == 1
+        assert said in done.output
+        assert not out.exists()
+        assert not list(tmp_path.glob(".out.zarr*"))
+
+    refused("holds no saved HistologyModel", "slide.tif", "--mpp", 0.5, model=tmp_path)
+    refused("give --mpp", "slide.tif")
+    refused("Is the file complete", "cut.tif", "--mpp", 0.5)
+
+
+def test_any_spatialdata_folder_is_known_as_one(some_model: Path, tmp_path: Path) -> None:
+    from spatialdata import SpatialData
+    from spatialdata._io.format import SpatialDataContainerFormats
+    from spatialdata.models import Image2DModel
+
+    image = Image2DModel.parse(np.zeros((3, 20, 20), dtype=np.uint8))
+    old = tmp_path / "old.zarr"
+    SpatialData(images={"he": image, "dapi": image}).write(old, sdata_formats=SpatialDataContainerFormats["0.1"])
+    for options, said in (((), "several images"), (("--image", "he"), "mpp=None")):
+        assert said in call("predict-histology", old, "--model", some_model, "--quiet", *options).output

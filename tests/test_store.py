@@ -20,7 +20,7 @@ from spatialdata import SpatialData, read_zarr
 from spatialdata._io.format import SpatialDataContainerFormats
 from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 
-from sphistex._store import add_element, record
+from sphistex._store import add_element, check_free, record
 
 
 def labels(value: int) -> object:
@@ -178,3 +178,9 @@ def test_a_full_disk_changes_nothing(store: Path) -> None:
     assert "mask" not in sdata.labels
     assert "mask" not in read_zarr(store).labels
     assert os.listdir(store.parent) == [store.name]
+
+
+@pytest.mark.parametrize("name", ["my result", "a/b", "", ".", "__mine", 3])
+def test_names_that_cannot_be_stored_are_refused_before_any_work(name: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be stored"):
+        check_free(SpatialData(), "tables", name, overwrite=True)

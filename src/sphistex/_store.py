@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+_NAME = re.compile(r"(?!__)(?!\.{1,2}$)[\w.-]+")
 
 Kind = Literal["images", "labels", "shapes", "tables"]
 
@@ -72,6 +75,7 @@ def record(sdata: SpatialData, key: str, params: dict[str, Any]) -> None:
 
 def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) -> None:
     """Raise a ValueError if ``name`` cannot be added as an element of that kind."""
+    check_name(name)
     kinds = [other for other in ("images", "labels", "points", "shapes", "tables") if name in getattr(sdata, other)]
     if any(other != kind for other in kinds):
         raise ValueError(
@@ -83,6 +87,14 @@ def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) ->
         raise ValueError(f"key_added={name!r} exists in sdata.{kind}; pass overwrite=True to replace it")
     if sdata.is_backed() and (Path(sdata.path) / kind / name).exists():
         raise ValueError(f"key_added={name!r} exists on disk in {sdata.path}/{kind}; pass overwrite=True to replace it")
+
+
+def check_name(name: str) -> None:
+    """Raise a ValueError for a name that SpatialData would refuse when it is used, after all the work."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"key_added={name!r} cannot be stored: use letters, digits, _, - and . only, and not __ at the beginning"
+        )
 
 
 def staging_path(store: Path, tag: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -225,6 +226,9 @@ def view(store: Path, port: int, no_browser: bool, key: str) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="New SpatialData folder (.zarr), where IMAGE is a picture."
 )
+@click.option("--image", "image_key", help="Name of the H&E image, where a SpatialData folder holds several.")
+@click.option("--shapes", "shapes_key", help="Name of the spots, where it holds several kinds of shapes.")
+@click.option("--table", "table_key", help="Name of the table of raw counts, where it holds several.")
 @click.option("--mpp", type=float, help="Microns per pixel of the image.  [default: what the file says]")
 @click.option("--encoder", help="The model's encoder, where it is none of sphistex's.  [default: as the model says]")
 @click.option("--weights", type=click.Path(exists=True, path_type=Path), help="File with the encoder's weights.")
@@ -249,8 +253,8 @@ def predict_histology(
     with _reporting(quiet):
         from sphistex import pl, tl
 
+        model = tl.HistologyModel.load(model_path)  # before the picture is written, which takes longer
         sdata, store = _section_of(image, out, mpp)
-        model = tl.HistologyModel.load(model_path)
         tl.predict_histology(sdata, model, mpp=mpp, **how)
         key = how["key_added"]
         table = sdata.tables[key]
@@ -374,7 +378,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def _read(store: Path) -> SpatialData:
-    if not any((store / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+    if not _is_zarr(store):
         raise ValueError(
             f"{store} is not a SpatialData folder (.zarr): make one with spatialdata_io.visium or "
             "sphistex.io.from_spots, and save it with .write()"
@@ -384,9 +388,14 @@ def _read(store: Path) -> SpatialData:
     return read_zarr(store)
 
 
+def _is_zarr(store: Path) -> bool:
+    return any((store / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs"))
+
+
 def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[SpatialData, Path]:
     """A section on disk: a SpatialData folder as it is, or a picture in a new one; and where it is."""
-    if (image / "zarr.json").exists() and (image / "images").is_dir():
+    # not by its labels: an OME-Zarr picture may have some, too
+    if _is_zarr(image) and any((image / kind).is_dir() for kind in ("images", "points", "shapes", "tables")):
         if out is not None:
             raise ValueError(f"--out {out}: {image} is a SpatialData folder, into which the result goes; leave it out")
         return _read(image), image
@@ -398,9 +407,25 @@ def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[Spati
         raise ValueError(
             f"--out {out} exists: choose another name, or pass it in the place of {image} to go on with it"
         )
+    from sphistex._section import recorded_mpp
+    from sphistex._store import staging_path
     from sphistex.io import read_image
 
-    read_image(image, mpp=mpp).write(out)
+    section = read_image(image, mpp=mpp)
+    if recorded_mpp(section) is None:
+        raise ValueError(f"{image} does not say its scale: give --mpp, its microns per pixel, such as 0.25 or 0.5")
+    staged = staging_path(out, "new")
+    shutil.rmtree(staged, ignore_errors=True)
+    try:
+        section.write(staged)
+        staged.rename(out)
+    except Exception as error:  # every decoder has errors of its own
+        raise ValueError(
+            f"{image} could not be written to {out}, of which nothing is left: {error}. Is the file complete, and is "
+            "there room on the disk?"
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
     return _read(out), out
 
 

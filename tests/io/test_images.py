@@ -89,3 +89,19 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
         open_image(PIXELS[..., 0])
     with pytest.raises(ValueError, match="first or last"):
         open_image(PIXELS.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("inks.jpg", "CMYK"), ("palette.png", "P"), ("palette.gif", "P")])
+def test_colours_that_are_stored_otherwise_become_rgb(tmp_path: Path, name: str, mode: str) -> None:
+    picture = np.full((40, 50, 3), (200, 100, 160), dtype=np.uint8)
+    Image.fromarray(picture).convert(mode).save(tmp_path / name)
+    opened = np.asarray(open_image(tmp_path / name)).transpose(1, 2, 0)
+    assert opened.shape == picture.shape
+    np.testing.assert_allclose(opened.mean((0, 1)), picture.mean((0, 1)), atol=15)  # a palette's are dithered
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "P"])
+def test_tiffs_of_other_colours_are_refused(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(PIXELS).convert(mode).save(tmp_path / "picture.tif")
+    with pytest.raises(ValueError, match="not as red, green and blue"):
+        open_image(tmp_path / "picture.tif")

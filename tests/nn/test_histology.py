@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,3 +127,14 @@ def test_parameters_that_make_no_sense_are_refused() -> None:
     square = replace(section(0), layout=replace(section(0).layout, hexagonal=False))
     with pytest.raises(ValueError, match="hexagonal lattice and others on a square"):
         HistologyModel.fit([section(1), square], GENES, CLASSES, QUICK)
+
+
+def test_parameters_are_plain_numbers() -> None:
+    how = {"epochs": np.int64(3), "learning_rate": np.float32(0.5), "widths": [np.int64(8)], "ridge": 1}
+    chosen = histology_parameters(**how)
+    assert chosen == HistologyParameters(epochs=3, learning_rate=0.5, widths=(8,), ridge=1.0)
+    assert {type(chosen.epochs), type(chosen.widths[0])} == {int}
+    wrong: list[dict[str, Any]] = [{"epochs": 1.5}, {"epochs": "9"}, {"widths": 8}, {"n_models": True}, {"alpha": "1"}]
+    for one in wrong:
+        with pytest.raises(ValueError, match=f"{next(iter(one))}=.* must be"):
+            histology_parameters(**one)

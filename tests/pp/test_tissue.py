@@ -231,3 +231,15 @@ def test_kidney_is_tissue_all_over(data_dir: Path) -> None:
     sdata = SpatialData(images={"he": Image2DModel.parse(picture)})
     tissue_mask(sdata, mpp=2.0)
     assert sdata.labels["tissue"].to_numpy().all()
+
+
+@pytest.mark.parametrize("noise", [0, 4])
+def test_bare_glass_is_no_tissue(noise: int) -> None:
+    picture = np.random.default_rng(0).normal(238, noise, (3, 1200, 1200)).clip(0, 255).astype(np.uint8)
+    with pytest.raises(ValueError, match="no superpixel is tissue"):
+        detect(picture)
+
+
+def test_pixels_larger_than_superpixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="mpp=12.*larger than a superpixel"):
+        detect(slide(disk_of((90, 110), 30), (240, 240, 240)), mpp=12.0)

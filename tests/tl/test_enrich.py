@@ -186,6 +186,10 @@ def test_sets_with_few_genes_in_the_table_are_left_out(sdata, sets):
         ({"gene_sets": pd.DataFrame({"source": ["a"]})}, TypeError, "gene_sets is a DataFrame: give a GMT file"),
         ({"gene_sets": {"": ["gene1"]}}, ValueError, "a set has no name"),
         ({"gene_sets": {"a": "gene1"}}, TypeError, r"\['a'\] must each be a list"),
+        ({"gene_sets": {"a": None, "b": ["gene1"]}}, TypeError, r"\['a'\] must each be a list"),
+        ({"gene_sets": None}, TypeError, "gene_sets is a NoneType"),
+        ({"gene_sets": pd.DataFrame({"source": ["a"], "target": ["gene1"]})}, TypeError, "gene_sets is a DataFrame"),
+        ({"key_added": "a/b"}, ValueError, "key_added='a/b' cannot be stored"),
         ({"gene_sets": {"a": ["TP53", "BRCA2"]}}, ValueError, "0 of the 2 genes of 1 gene sets"),
         ({"gene_sets": {"a": ["ENSG00000139618"]}}, ValueError, "gene symbols, such as.*Ensembl ids, such as"),
         ({"gene_sets": {"a": ["GENE1", "GENE2"]}}, ValueError, "upper and lower case"),
@@ -252,6 +256,15 @@ def test_malformed_files_are_named_by_line(tmp_path: Path, text: str, message: s
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         io.read_gmt(file)
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_a_name_and_other_files_are_named(tmp_path: Path):
+    (tmp_path / "sets.gmt").write_text("A\t\tgene1\n", encoding="utf-8-sig")
+    assert io.read_gmt(tmp_path / "sets.gmt") == {"A": ["gene1"]}
+    for name in ("no.gmt", "no.gmt.gz"):
+        (tmp_path / name).write_bytes(bytes(range(256)))
+        with pytest.raises(ValueError, match=f"{name} cannot be read as the text"):
+            io.read_gmt(tmp_path / name)
 
 
 def test_without_decoupler_the_extra_is_named(sdata, sets, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.special import expit
 
 from sphistex import settings
 from sphistex.tl import OutcomeModel, fit_outcome
+from sphistex.tl._cohort import patient_rows
 
 _ROW_COLUMN = np.array([(row, column) for row in range(6) for column in range(12) if (row + column) % 2 == 0])
 _TUMOUR = _ROW_COLUMN[:, 1] >= 6
@@ -184,6 +186,20 @@ def _with(clinical: pd.DataFrame, column: str, value: object, rows: Any = "S3") 
         (lambda table: table, {"covariates": ["time"]}, "hold the outcome itself"),
         (lambda table: table, {"event": None}, "give either time and event, or response"),
         (lambda table: table, {"folds": 61}, "folds=61: there are only 60 patients"),
+        (
+            lambda table: _with(table, "event", 0, table.index[1:]),
+            {},
+            "only 1 of 60 patients had the event.*add patients",
+        ),
+        (lambda table: _with(table, "age", "old"), {"covariates": ["age"]}, "such as 'old', not numbers"),
+        (lambda table: table.assign(time=pd.to_timedelta(table["time"], "D")), {}, "numbers of days"),
+        (
+            lambda table: table.join(table["age"].rename("age2")).rename({"age2": "age"}, axis=1),
+            {"covariates": ["age"]},
+            "several",
+        ),
+        (lambda table: table, {"covariates": ["age", "age"]}, "several"),
+        (lambda table: table.assign(patient=1), {"covariates": ["patient"]}, "nothing to learn from"),
         (lambda table: table, {"folds": 1}, "folds=1: give a whole number of at least 2"),
         (lambda table: table, {"genes": 0}, "genes=0"),
         (lambda table: table, {"genes": ["g0", "g0"]}, "none twice"),
@@ -198,19 +214,59 @@ def test_bad_input_is_named(cohort: Cohort, change: Any, arguments: dict[str, An
         fit_outcome(cohort[0], change(cohort[1]), **_SURVIVAL | outcome | arguments)
 
 
+def test_numbers_in_columns_of_objects_and_categories_are_numbers(cohort: Cohort):
+    sections, clinical = cohort
+    same = clinical.astype({"event": object, "age": "category", "response": bool})
+    columns = ["event", "age", "response"]
+    rows = patient_rows(sections, same, None, columns)
+    pd.testing.assert_frame_equal(rows[columns], clinical.loc[list(sections), columns].astype(float))
+
+
+def test_as_few_patients_as_can_be_compared(cohort: Cohort, tmp_path: Path):
+    pytest.importorskip("sksurv")
+    sections, clinical = cohort
+
+    def few(n: int, **changes: Any) -> OutcomeModel:
+        some = clinical.iloc[:n].assign(event=1, day=pd.date_range("2020-01-01", periods=n))
+        return fit_outcome(
+            {name: sections[name] for name in some.index}, some, **_SURVIVAL | {"n_permutations": 1} | changes
+        )
+
+    with pytest.raises(ValueError, match="there are 2.*OutcomeModel.predict"):
+        few(2)
+    with pytest.raises(ValueError, match="must leave two or more"):
+        few(3, folds=2)
+    model = few(3, folds=np.int64(3), patient="day")
+    model.save(tmp_path / "model")
+    assert OutcomeModel.load(tmp_path / "model").predictions.index[0].startswith("2020-01-01")
+    few(4, folds=2)
+
+
 def test_tables_that_do_not_fit_are_named(cohort: Cohort):
     sections, clinical = cohort
     raw, square, other = (sections["S1"].copy() for _ in range(3))
     raw.X = raw.X * 100
     square.obs["array_col"] = square.obs["array_col"] // 2
     other.var_names = [f"h{gene}" for gene in range(other.n_vars)]
-    for table, message in ((raw, "log-normalised"), (square, "square"), (other, "shares no gene")):
+    twice, text = sections["S1"].copy(), sections["S1"].copy()
+    twice.var_names = ["g0", "g0", *twice.var_names[2:]]
+    text.obs["array_row"] = text.obs["array_row"].astype(str)
+    for table, message in (
+        (raw, "log-normalised"),
+        (square, "square"),
+        (other, "shares no gene"),
+        (twice, "duplicated gene names"),
+        (text, "must be a whole number"),
+        (sections["S1"][:0], "is empty"),
+    ):
         with pytest.raises(ValueError, match=message):
             fit_outcome(sections | {"S1": table}, clinical, response="response", **_QUICK)
     with pytest.raises(KeyError, match="lacks 1 of 2 genes"):
         fit_outcome(sections, clinical, response="response", genes=["g0", "CD8A"], **_QUICK)
     with pytest.raises(KeyError, match="are no columns of clinical"):
         fit_outcome(sections, clinical, response="responded", **_QUICK)
+    with pytest.raises(TypeError, match="genes=None"):
+        fit_outcome(sections, clinical, response="response", **_QUICK | {"genes": None})
     with pytest.raises(TypeError, match="give a dictionary of sections"):
         fit_outcome(list(sections.values()), clinical, response="response", **_QUICK)  # type: ignore[arg-type]
 

@@ -201,3 +201,44 @@ def test_a_slide_without_tissue_is_refused(sections: list[SpatialData], model: s
     with pytest.raises(ValueError, match="no position of a lattice"):
         sx.tl.predict_histology(sdata, model, encoder=colour, mpp=0.5)
     assert "histology" not in sdata.tables
+
+
+def test_what_does_not_go_together_is_refused_before_features_are_made(
+    sections: list[SpatialData], model: sx.tl.HistologyModel
+) -> None:
+    """Features may take hours."""
+    new = section(2)
+
+    def refused(said: str, how: Any, /, *arguments: Any, **options: Any) -> None:
+        with pytest.raises(ValueError, match=said):
+            how(*arguments, **options)
+        assert "lattice_features" not in new.tables
+
+    def other(tiles: np.ndarray) -> np.ndarray:
+        return colour(tiles)
+
+    pair = [sections[0], new]
+    refused("encoder='other'", sx.tl.fit_histology, pair, encoder=other)
+    refused(r"scales=\[1\]", sx.tl.fit_histology, pair, encoder=colour, scales=(1,))
+    refused("groups='nobody'", sx.tl.cross_validate_histology, pair, groups="nobody", encoder=colour)
+    new.tables["counts"].obs["tumour"] = "other"
+    refused("no spot is of class", sx.tl.cross_validate_histology, pair, regions_key="tumour", encoder=colour)
+    refused("encoder='other'", sx.tl.predict_histology, image_alone(new), model, encoder=other, mpp=0.5)
+    sx.pp.tissue_mask(new, overwrite=True)
+    new.labels["tissue"].data = np.zeros_like(np.asarray(new.labels["tissue"].data))
+    first = section(1)
+    refused("section 2 of 2.*lies on tissue", sx.tl.fit_histology, [first, new], encoder=colour)
+    assert "lattice_features" not in first.tables
+
+
+def test_which_image_is_meant_can_be_said_beside_spots(
+    sections: list[SpatialData], model: sx.tl.HistologyModel
+) -> None:
+    old = sections[2]
+    sdata = SpatialData(
+        images={"he": old.images["image"], "dapi": old.images["image"]},
+        shapes={"spots": old.shapes["spots"], "others": old.shapes["spots"]},
+        tables={"counts": old.tables["counts"]},
+    )
+    sx.tl.predict_histology(sdata, model, encoder=colour, image_key="he", shapes_key="spots")
+    assert sdata.tables["histology"].uns["histology"]["image_key"] == "he"

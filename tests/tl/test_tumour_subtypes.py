@@ -195,7 +195,13 @@ def test_results_are_stored_and_what_else_was_there_stays(tmp_path: Path):
         ({"tumour": "cancer"}, KeyError, "tumour='cancer' is not among the obs columns.*'is_tumour'"),
         ({"tumour": "tissue"}, ValueError, r"not a boolean column.*\['stroma', 'tumour'\]"),
         ({"tumour": ("tissue", "cancer")}, ValueError, r"no \['cancer'\], but \['stroma', 'tumour'\]"),
-        ({"tumour": ["a", "b", "c"]}, ValueError, "give a boolean column, or a column and a list of its values"),
+        ({"tumour": ["a", "b", "c"]}, ValueError, "tumour is a list: give the name of a boolean column"),
+        ({"tumour": pd.Series([True])}, ValueError, "tumour is a Series: give the name of a boolean column"),
+        ({"tumour": None}, ValueError, "tumour is None"),
+        ({"n_subtypes": 2.0}, ValueError, "n_subtypes=2.0: give a number of clusters"),
+        ({"n_subtypes": None}, ValueError, "n_subtypes=None: give a number of clusters"),
+        ({"reference": ("tissue", "stroma")}, ValueError, "reference=.* needs gene_positions="),
+        ({"key_added": "my subtypes"}, ValueError, "key_added='my subtypes' cannot be stored"),
         ({"n_subtypes": 1}, ValueError, "n_subtypes=1: give a number of clusters from 2 on"),
         ({"n_subtypes": []}, ValueError, r"n_subtypes=\[\]"),
         ({"n_subtypes": N_TUMOUR}, ValueError, f"are {N_TUMOUR} spots, too few for {N_TUMOUR} clusters"),
@@ -210,6 +216,26 @@ def test_mistakes_are_named_and_nothing_is_added(arguments, error, message):
     with pytest.raises(error, match=message):
         tl.tumour_subtypes(sdata, **({"table_key": "spots", "tumour": "is_tumour"} | arguments))
     assert list(sdata.tables["spots"].obs) == before and not sdata.tables["spots"].uns
+
+
+def test_a_boolean_column_may_lack_values():
+    sdata = section(slice(0, 0), 1.0)
+    table = sdata.tables["spots"]
+    known = table.obs["is_tumour"].astype(object)
+    known.iloc[0] = np.nan
+    table.obs["merged"] = known
+    tl.tumour_subtypes(sdata, table_key="spots", tumour="merged", n_subtypes=2)
+    assert table.obs["subtype"].notna().equals(known.eq(True))
+
+
+def test_chromosomes_are_called_alike_however_they_are_written(tmp_path: Path):
+    lines = ["Gene,Chromosome,Start,End", "a,1,1,2", "b,,1,2", "c,Chr2,1,2", "d,chrX,1,2"]
+    (tmp_path / "genes.csv").write_text("\n".join(lines))
+    assert read_gene_positions(tmp_path / "genes.csv")["chromosome"].to_dict() == {
+        "a": "chr1",
+        "c": "chr2",
+        "d": "chrX",
+    }
 
 
 def test_predictions_are_logarithms_and_may_be_a_little_below_0():
@@ -250,6 +276,13 @@ def test_mistakes_about_copy_number_are_named(positions: Path, tmp_path: Path):
     fails("places none of the 360 genes. The table has gene symbols.*Ensembl ids", gene_positions=bad)
     bad.write_text("gene,chromosome,start,end\ngene1,1,1,2\ngene2,1,5,8\n")
     fails("places 2 of the 360 genes, and no autosome has ten", gene_positions=bad)
+    bad.write_text("gene,chromosome,start,end\ngene1,1,far,2\n")
+    fails(r"'start' must hold positions in base pairs: \['far'\]", gene_positions=bad)
+    for name in ("no.csv", "no.gtf", "no.tsv.gz", "no.gtf.gz"):
+        (tmp_path / name).write_bytes(bytes(range(256)))
+        fails(f"{name}' cannot be read as the text", gene_positions=tmp_path / name)
+    bad.write_text("")
+    fails("bad.csv' cannot be read as the text", gene_positions=bad)
     sdata.tables["spots"].obs["is_tumour"] = True
     fails("0 spots are not tumour")
 

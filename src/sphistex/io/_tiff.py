@@ -16,6 +16,13 @@ from numpy.typing import NDArray
 SUFFIXES = {".tif", ".tiff", ".btf", ".svs", ".ndpi", ".scn", ".qptiff"}
 # Microns in the units of OME-XML.
 _UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+# Colours that look like RGB with transparency, or like grey levels, and are neither.
+_NOT_RGB = (
+    tifffile.PHOTOMETRIC.PALETTE,
+    tifffile.PHOTOMETRIC.SEPARATED,
+    tifffile.PHOTOMETRIC.CIELAB,
+    tifffile.PHOTOMETRIC.ICCLAB,
+)
 # Microns per pixel of what a microscope makes are below.
 _COARSEST = 20.0
 _APERIO_MPP = re.compile(r"\bMPP\s*=\s*(\d*\.?\d+)")
@@ -78,14 +85,20 @@ def open_tiff(path: Path) -> tuple[list[TiffLevel], float | None]:
     Raises
     ------
     ValueError
-        If it is no TIFF.
+        If it is no TIFF, or its colours are no RGB.
     """
     path = path.absolute()
     try:
         with tifffile.TiffFile(path) as file:
             count, mpp = len(file.series[0].levels), _mpp(file)
+            colours = tifffile.PHOTOMETRIC(file.series[0].keyframe.photometric)
     except (tifffile.TiffFileError, IndexError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as a TIFF: {error}") from error
+    if colours in _NOT_RGB:
+        raise ValueError(
+            f"{str(path)!r} holds colours as {colours.name}, not as red, green and blue: convert it, for example with "
+            "`vips colourspace in.tif out.tif srgb`"
+        )
     levels = [TiffLevel(path, level) for level in range(count)]
     return [level for level in levels if level.axes == levels[0].axes and level.dtype == levels[0].dtype], mpp
 

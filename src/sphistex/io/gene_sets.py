@@ -40,8 +40,19 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"gene_sets={str(path)!r}: there is no such file")
+    try:
+        sets = _read(path)
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} cannot be read as the text it should be: {error}") from error
+    if not sets:
+        raise ValueError(f"{path} holds no gene sets")
+    return sets
+
+
+def _read(path: Path) -> dict[str, list[str]]:
     sets: dict[str, list[str]] = {}
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig") as lines:  # programs of Windows begin their files with a mark
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -55,6 +66,4 @@ def read_gmt(path: str | Path) -> dict[str, list[str]]:
             if name in sets:
                 raise ValueError(f"{path}, line {number}: there was a gene set {name!r} before")
             sets[name] = genes
-    if not sets:
-        raise ValueError(f"{path} holds no gene sets")
     return sets

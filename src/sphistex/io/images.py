@@ -23,6 +23,8 @@ ImageLike: TypeAlias = "str | Path | np.ndarray | da.Array | DataArray"
 # JPEG and PNG are decoded whole: 2**29 px are 1.6 GB of RGB.
 _MAX_DECODED_PX = 2**29
 _CHUNK_PX = 1024
+# Colours of JPEG, PNG and GIF files that PIL turns into RGB.
+_NOT_RGB = ("CMYK", "P", "PA", "YCbCr")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _decoded(path: Path) -> NDArray[Any]:
     with _pixel_limit(_MAX_DECODED_PX):
         try:
             with Image.open(path) as picture:
-                return np.asarray(picture)
+                # four inks, or numbers of colours, are no red, green and blue
+                return np.asarray(picture.convert("RGB") if picture.mode in _NOT_RGB else picture)
         except Image.DecompressionBombError as error:
             raise ValueError(
                 f"{str(path)!r} has more than {_MAX_DECODED_PX:,} px, too many to be decoded whole, as its format "

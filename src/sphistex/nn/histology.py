@@ -111,9 +111,12 @@ def histology_parameters(**changes: Any) -> HistologyParameters:
     known = list(asdict(HistologyParameters()))
     if unknown := sorted(set(changes) - set(known)):
         raise ValueError(f"unknown parameters {unknown}: choose from {known}")
-    if isinstance(changes.get("widths"), list):
-        changes["widths"] = tuple(changes["widths"])
-    chosen = HistologyParameters(**changes)
+    if not isinstance(changes.get("widths", ()), list | tuple):
+        raise ValueError(f"widths={changes['widths']!r} must be the channels of each level, such as (64,)")
+    # plain numbers: a saved model keeps them as JSON, which knows none of numpy's
+    plain = {name: _plain_number(name, value) for name, value in changes.items() if name != "widths"}
+    widths = tuple(_plain_number("widths", width, whole=True) for width in changes.get("widths", ()))
+    chosen = HistologyParameters(**(plain | {"widths": widths} if "widths" in changes else plain))
     for name in ("components", "n_models", "epochs", "learning_rate", "alpha"):
         if not getattr(chosen, name) > 0:
             raise ValueError(f"{name}={getattr(chosen, name)!r} must be positive")
@@ -126,6 +129,16 @@ def histology_parameters(**changes: Any) -> HistologyParameters:
     if not chosen.widths or min(chosen.widths) < 1:
         raise ValueError(f"widths={chosen.widths!r} must be the channels of at least one level")
     return chosen
+
+
+def _plain_number(name: str, value: Any, *, whole: bool = False) -> Any:
+    """A parameter as a number of Python's, of the kind that its default is."""
+    kind = int if whole else type(getattr(HistologyParameters, name))
+    accepted = {bool: bool | np.bool_, int: int | np.integer, float: int | float | np.integer | np.floating}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        said = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{name}={value!r} must be {said}")
+    return kind(value)
 
 
 @dataclass

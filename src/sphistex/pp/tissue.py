@@ -26,7 +26,7 @@ from xarray import DataArray
 
 from sphistex._section import affine_to_image, has_spots, recorded_mpp, resolve_image, resolve_spots
 from sphistex._store import add_element, check_free
-from sphistex.grid import Grid
+from sphistex.grid import SUPERPIXEL_UM, Grid
 
 logger = logging.getLogger("sphistex")
 
@@ -37,6 +37,8 @@ _LEVEL_MPP = 1.0
 _BLOCK_PX = 1024
 # Grey levels: texture below one is rounding; bare glass has at most this much, tissue at least three times more.
 _MIN_SD, _MAX_BACKGROUND_SD, _MIN_CONTRAST = 1.0, 8.0, 3.0
+# Grey level of bare glass at the least: what is as smooth and darker may be stained.
+_LEAST_GLASS = 200.0
 # Smoothing by one superpixel carries the texture of a border two superpixels outwards.
 _SMOOTHING, _REACH = 1.0, 2
 # Fat cells are smooth inside and this wide. Islands and holes up to squares of these sides are debris and lumina.
@@ -59,7 +61,8 @@ def tissue_mask(
 
     Tissue is rough and bare glass is smooth, whatever its colour: the standard deviation of the pixels in and around
     each superpixel is divided in two by Otsu's threshold on its logarithm. An image without clearly smoother, brighter
-    parts is taken to be tissue all over. The shares of tissue and of spots on it are logged (logger ``"sphistex"``).
+    parts is taken to be tissue all over, unless all of it is smooth and bright: then there is none. The shares of
+    tissue and of spots on it are logged (logger ``"sphistex"``).
 
     Parameters
     ----------
@@ -125,6 +128,11 @@ def tissue_mask(
     if mpp is None:
         raise ValueError("there are no spots to derive the scale from; pass mpp=, the microns per image pixel")
     image_key, image, transforms = resolve_image(sdata, image_key=image_key)
+    if not 0 < mpp <= SUPERPIXEL_UM:
+        raise ValueError(
+            f"image {image_key!r} with mpp={mpp:g}: a pixel must not be larger than a superpixel of "
+            f"{SUPERPIXEL_UM:g} µm; take a finer image, or correct mpp="
+        )
     grid = Grid.over_image((image.sizes["y"], image.sizes["x"]), mpp)
     tissue = _detect(sdata.images[image_key], grid) if mask is None else _from_user(sdata, mask, image_key, image, grid)
     _report(tissue, grid, xy_px, image_key)
@@ -145,7 +153,10 @@ def on_tissue(tissue: NDArray[Any], grid: Grid, xy_px: ArrayLike) -> NDArray[np.
 
 def _report(tissue: NDArray[np.bool_], grid: Grid, xy_px: NDArray[np.float64], image_key: str) -> None:
     if not tissue.any():
-        raise ValueError(f"the mask of image {image_key!r} is empty: no superpixel is tissue; pass another mask=")
+        raise ValueError(
+            f"the mask of image {image_key!r} is empty: no superpixel is tissue; pass your own as mask= of "
+            "sphistex.pp.tissue_mask if there is some"
+        )
     if not len(xy_px):
         logger.info("image %r: %.1f %% of the area is tissue", image_key, 100 * tissue.mean())
         return
@@ -166,6 +177,8 @@ def _detect(element: Any, grid: Grid) -> NDArray[np.bool_]:
     variance = gaussian_filter(moments[3], _SMOOTHING) - (mean**2).mean(axis=0)
     roughness = np.log10(np.sqrt(np.maximum(variance, _MIN_SD**2)))
     brightness = mean.mean(axis=0)
+    if roughness.max() <= np.log10(_MAX_BACKGROUND_SD) and np.median(brightness) > _LEAST_GLASS:
+        return np.zeros(grid.shape, dtype=bool)  # bare glass all over
     if np.ptp(roughness) == 0:
         return np.ones(grid.shape, dtype=bool)
     rough = roughness > threshold_otsu(roughness)

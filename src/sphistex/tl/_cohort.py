@@ -126,19 +126,27 @@ def patient_rows(
         return pd.DataFrame({"patient": names}, index=names)
     if clinical.index.has_duplicates:
         raise ValueError(f"clinical has several rows for {clinical.index[clinical.index.duplicated()].tolist()}")
-    if missing := [column for column in [*columns, *([patient] if patient else [])] if column not in clinical]:
+    wanted = [*columns, *([patient] if patient else [])]
+    if missing := [column for column in wanted if column not in clinical]:
         raise KeyError(f"{missing} are no columns of clinical: {list(clinical.columns)}")
+    if repeated := [column for column in wanted if (clinical.columns == column).sum() > 1 or wanted.count(column) > 1]:
+        raise ValueError(
+            f"each column has one meaning, and one place in clinical: {sorted(set(repeated))} have several"
+        )
     rowless = [name for name in names if name not in clinical.index]
     sectionless = [name for name in clinical.index if name not in sections]
     if rowless or sectionless:
         raise ValueError(
             f"sections without a row in clinical: {rowless}; rows without a section: {sectionless}. The index of "
-            "clinical must be the keys of sections; leave out the others with clinical.loc[list(sections)]"
+            "clinical must be the keys of sections; leave out the others with clinical.loc[list(sections)], and where "
+            "a patient has several sections repeat the row for each"
         )
     found = clinical.loc[names]
     rows = pd.DataFrame({"patient": names if patient is None else found[patient].to_numpy()}, index=names)
     if without := rows.index[rows["patient"].isna()].tolist():
         raise ValueError(f"patient={patient!r} is missing for {without}")
+    if "patient" in columns:
+        raise ValueError("the column 'patient' names patients here, and is nothing to learn from: rename it if it is")
     for column in columns:
         rows[column] = _numbers(found[column], column)
         differing = rows.groupby("patient")[column].nunique() > 1
@@ -164,9 +172,13 @@ def gather_outcome(rows: pd.DataFrame, *, time: str | None, event: str | None, r
 
 
 def _numbers(values: pd.Series, column: str) -> NDArray[np.float64]:
+    if isinstance(values.dtype, pd.CategoricalDtype) or values.dtype == object:
+        values = values.astype(object).infer_objects()  # numbers as merged tables and categories hold them
     if not pd.api.types.is_numeric_dtype(values):
+        some = next((value for value in values if isinstance(value, str)), values.iloc[0])
         raise ValueError(
-            f"{column!r} holds {values.dtype}, not numbers; turn categories into numbers with "
+            f"{column!r} holds {values.dtype}, such as {some!r}, not numbers: make outcomes 0 or 1, times "
+            "numbers of days or months, and categories among covariates numbers with "
             f"pandas.get_dummies(clinical, columns=[{column!r}], drop_first=True, dtype=float)"
         )
     numbers = values.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -181,8 +193,18 @@ def _table_of(name: Hashable, section: SpatialData | AnnData, table_key: str) ->
             raise KeyError(f"section {name!r} has no table {table_key!r}, only {list(section.tables)}")
         section = section.tables[table_key]
     check_open(section, table_key)
+    if not section.var_names.is_unique:
+        some = section.var_names[section.var_names.duplicated()].unique()[:5].tolist()
+        raise ValueError(f"section {name!r} has duplicated gene names, such as {some}: make them unique")
     if missing := [column for column in ("array_row", "array_col") if column not in section.obs]:
         raise KeyError(f"section {name!r}: table {table_key!r} has no column {missing} in obs")
+    if not section.n_obs:
+        raise ValueError(f"section {name!r}: table {table_key!r} is empty")
+    for column in ("array_row", "array_col"):
+        if not pd.api.types.is_numeric_dtype(section.obs[column]) or section.obs[column].isna().any():
+            raise ValueError(
+                f"section {name!r}: obs[{column!r}] of table {table_key!r} must be a whole number everywhere"
+            )
     return section
 
 

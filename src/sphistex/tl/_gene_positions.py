@@ -31,23 +31,29 @@ def read_gene_positions(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"gene_positions={str(path)!r}: there is no such file")
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if kind.lower() in (".gtf", ".gff2"):
-        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            found = pd.DataFrame(_genes_of_gtf(lines, path), columns=list(_COLUMNS))
-    elif kind.lower() in _SEPARATORS:
-        found = _table(path, _SEPARATORS[kind.lower()])
-    else:
-        raise ValueError(
-            f"gene_positions={str(path)!r}: give a GTF file (.gtf), or a table (.tsv, .txt, .csv) with the columns "
-            f"{list(_COLUMNS)}"
-        )
-    found = found.drop_duplicates()
+    try:
+        found = _read(path).drop_duplicates()
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ValueError(f"gene_positions={str(path)!r} cannot be read as the text it should be: {error}") from error
     found = found[~found["gene"].duplicated(keep=False)].set_index("gene")
     if found.empty:
         raise ValueError(f"gene_positions={str(path)!r} holds no genes")
-    found["chromosome"] = ["chr" + name.removeprefix("chr") for name in found["chromosome"].astype(str)]
+    found["chromosome"] = "chr" + found["chromosome"].str.replace("^chr", "", case=False, regex=True)
     return found
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """Genes as the file has them."""
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind.lower() in (".gtf", ".gff2"):
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
+            return pd.DataFrame(_genes_of_gtf(lines, path), columns=list(_COLUMNS))
+    if kind.lower() in _SEPARATORS:
+        return _table(path, _SEPARATORS[kind.lower()])
+    raise ValueError(
+        f"gene_positions={str(path)!r}: give a GTF file (.gtf), or a table (.tsv, .txt, .csv) with the columns "
+        f"{list(_COLUMNS)}"
+    )
 
 
 def _genes_of_gtf(lines: TextIO, path: Path) -> Iterator[tuple[str, str, int, int]]:
@@ -65,7 +71,7 @@ def _genes_of_gtf(lines: TextIO, path: Path) -> Iterator[tuple[str, str, int, in
 
 
 def _table(path: Path, separator: str) -> pd.DataFrame:
-    table = pd.read_csv(path, sep=separator, dtype={"gene": str, "chromosome": str})
+    table = pd.read_csv(path, sep=separator, dtype=str)  # chromosomes are no numbers, also where one is missing
     table.columns = [str(column).strip().lower() for column in table.columns]
     if missing := [column for column in _COLUMNS if column not in table]:
         raise ValueError(
@@ -73,6 +79,8 @@ def _table(path: Path, separator: str) -> pd.DataFrame:
             f"names {list(table.columns)[:8]}"
         )
     for column in ("start", "end"):
-        if not pd.api.types.is_numeric_dtype(table[column]):
-            raise ValueError(f"gene_positions={str(path)!r}: {column!r} must hold positions in base pairs")
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        if wrong := table[column][numbers.isna() & table[column].notna()].tolist():
+            raise ValueError(f"gene_positions={str(path)!r}: {column!r} must hold positions in base pairs: {wrong[:3]}")
+        table[column] = numbers
     return table[list(_COLUMNS)].dropna()

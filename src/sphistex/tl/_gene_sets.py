@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -71,15 +71,18 @@ def _read(gene_sets: GeneSets) -> dict[str, list[str]]:
     if isinstance(gene_sets, str | Path):
         given = read_gmt(gene_sets)
     elif isinstance(gene_sets, Mapping):
-        if wrong := [name for name, genes in gene_sets.items() if isinstance(genes, str) or not len(genes)]:
+        given = {
+            name: [] if isinstance(of, str) or not isinstance(of, Iterable) else list(of)
+            for name, of in gene_sets.items()
+        }
+        if wrong := [name for name, genes in given.items() if not genes]:
             raise TypeError(f"gene_sets: {wrong[:5]} must each be a list of genes, with at least one")
-        given = {str(name): [str(gene) for gene in genes] for name, genes in gene_sets.items()}
+        given = {str(name): [str(gene) for gene in genes] for name, genes in given.items()}
         if not all(name.strip() for name in given):
             raise ValueError("gene_sets: a set has no name, and cannot be stored")
-    elif gene_sets is None or isinstance(gene_sets, pd.DataFrame):
+    elif isinstance(gene_sets, pd.DataFrame) or not isinstance(gene_sets, Iterable):
         raise TypeError(
-            f"gene_sets is a {type(gene_sets).__name__}: give a GMT file, genes of several sets by name, or genes of "
-            "one set"
+            f"gene_sets is a {type(gene_sets).__name__}: give a GMT file, a dictionary of lists of genes, or one list"
         )
     else:
         given = {_ONLY: [str(gene) for gene in gene_sets]}

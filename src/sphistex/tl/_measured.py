@@ -72,7 +72,7 @@ def gather(
             totals = np.asarray(counts.X.sum(1)).ravel()
             depths.append(totals)
             expression = log_normalised(_dense(counts[:, list(genes)].X), totals)
-            regions = _codes(counts, regions_key, classes) if regions_key else None
+            regions = codes_of(counts, regions_key, classes) if regions_key else None
             names = [name for name in table.layers if str(name).startswith(VERSION)]  # one may be None: X itself
             versions = tuple(_dense(table.layers[name]) for name in names)
             sections.append(
@@ -116,7 +116,7 @@ def features_alike(sections: Sequence[tuple[SpatialData, str]], features_key: st
 def check_alike(first: dict[str, Any], other: dict[str, Any], first_called: str, called: str) -> None:
     """Refuse features that were made in another way."""
     for name in _MADE:
-        if first[name] != other[name]:
+        if name in first and name in other and first[name] != other[name]:
             raise ValueError(
                 f"the lattice features of {called} were made with {name}={other[name]!r}, those of {first_called} with "
                 f"{name}={first[name]!r}: make them in the same way, with sphistex.tl.lattice_features(overwrite=True)"
@@ -130,6 +130,29 @@ def check_alike(first: dict[str, Any], other: dict[str, Any], first_called: str,
             f"{first_called} on a {one['kind']} one of {one['pitch_um']:.4g} µm: pass lattice={one['kind']!r}, "
             f"pitch_um={one['pitch_um']:.4g} to sphistex.tl.lattice_features, or fit a model for each"
         )
+
+
+def check_planned(placed: Sequence[Placed], features_key: str, planned: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Refuse sections whose lattice features, those that are there and those that are ``planned``, do not go together.
+
+    Parameters
+    ----------
+    planned
+        Of each section without features how it is called, and how its features will be made; but for their ``dim``,
+        which some encoders only show when they are used.
+
+    Raises
+    ------
+    ValueError
+        If they differ, or those that are there are not of the spots.
+    """
+    there = [one for one in placed if features_key in one.sdata.tables]
+    for one in there:
+        with about(one.called):
+            _rows(one, features_key)
+    made = [(one.called, _plain(one.sdata.tables[features_key].uns[features_key])) for one in there] + list(planned)
+    for called, other in made[1:]:
+        check_alike(made[0][1], other, made[0][0], called)
 
 
 def _plain(made: dict[str, Any]) -> dict[str, Any]:
@@ -180,7 +203,8 @@ def classes_of(placed: Sequence[Placed], regions_key: str | None) -> list[str]:
     return sorted(found)
 
 
-def _codes(table: AnnData, regions_key: str, classes: Sequence[str]) -> NDArray[np.int64]:
+def codes_of(table: AnnData, regions_key: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Place among the classes (n_obs,), -1 where there is none."""
     values = table.obs[regions_key]
     return pd.Categorical(values.astype(str).where(values.notna()), categories=classes).codes.astype(np.int64)
 

@@ -131,7 +131,7 @@ def learnable(outcome: Outcome) -> int:
 def _best_penalty(features: NDArray[np.float64], outcome: Outcome, seed: int) -> float:
     """The largest penalty that predicts patients left out no worse than the best one, but for one standard error."""
     folds = min(_INNER_FOLDS, learnable(outcome))
-    if folds < 2:
+    if folds < 2 or len(outcome) < 4:  # nothing would be left to fit to, or a single patient
         return float(_PENALTIES[0])
     fold = stratified(outcome, folds, seed)
     losses = np.stack([_left_out_losses(features, outcome, fold, penalty) for penalty in _PENALTIES])

@@ -14,7 +14,7 @@ from spatialdata.models import ShapesModel
 
 from sphistex._array import Kind, array_coordinates, lattice_over
 from sphistex._checks import check_spot_size
-from sphistex._scale import lattice_of
+from sphistex._scale import VISIUM_DIAMETER_UM, VISIUM_PITCH_UM, lattice_of
 from sphistex._section import (
     check_mpp,
     has_spots,
@@ -82,9 +82,9 @@ def find_positions(
     mpp: float | None,
     spot_pitch_um: float | None,
     tissue_key: str,
-    lattice: Kind | None,
-    pitch_um: float,
-    diameter_um: float,
+    lattice: Kind | None = None,
+    pitch_um: float = VISIUM_PITCH_UM,
+    diameter_um: float = VISIUM_DIAMETER_UM,
 ) -> Positions:
     """The positions of a section; the tissue mask is made if there is none.
 

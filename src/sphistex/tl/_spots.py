@@ -24,15 +24,19 @@ def chosen_spots(table: AnnData, name: str, argument: str, choice: Choice) -> ND
         If a column alone is not boolean, or does not hold the values.
     """
     if not isinstance(choice, str) and not (isinstance(choice, tuple | list) and len(choice) == 2):
-        raise ValueError(f"{argument}={choice!r}: give a boolean column, or a column and a list of its values")
+        given = repr(choice) if np.isscalar(choice) or choice is None else f"a {type(choice).__name__}"
+        raise ValueError(
+            f"{argument} is {given}: give the name of a boolean column of obs, or such a name and a list of values"
+        )
     column, values = (choice, None) if isinstance(choice, str) else choice
     found = find_column(table, name, argument, column)
     held = sorted(map(str, found.dropna().unique()))
     if values is None:
-        if not pd.api.types.is_bool_dtype(found):
+        # a boolean column with missing values becomes one of objects when tables are merged
+        if not pd.api.types.is_bool_dtype(found) and pd.api.types.infer_dtype(found) != "boolean":
             raise ValueError(
                 f"{argument}={column!r} is not a boolean column: say which of its values are meant, such as "
-                f"{argument}=({column!r}, {held[:1]}); it holds {held[:20]}"
+                f"{argument}=({column!r}, {held[-1:]}); it holds {held[:20]}"
             )
         return np.asarray(found.eq(True).fillna(False), dtype=bool)
     wanted = as_list(choice)[1:]

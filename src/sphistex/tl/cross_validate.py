@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from sphistex.encoders.base import resolve_device
 from sphistex.nn.histology import HistologyModel, HistologyParameters, LatticeSection, Predicted, histology_parameters
 from sphistex.settings import settings
-from sphistex.tl._measured import Measured
-from sphistex.tl._sections import Placed
+from sphistex.tl._measured import Measured, classes_of, codes_of
+from sphistex.tl._sections import Placed, resolve_sections
 from sphistex.tl.fit import check_seed
 from sphistex.tl.histology import measured_sections
 from sphistex.tl.lattice_features import SCALES
@@ -121,12 +121,19 @@ def cross_validate_histology(
             "cross-validation leaves one section out and learns from the others: pass at least two. With one, "
             "sphistex.tl.fit_histology fits a model, and nothing tells how well it predicts others"
         )
-    elements = {"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key, "mpp": mpp}
-    placed, measured = measured_sections(
-        sdata,
+    elements: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key, "mpp": mpp}
+    elements["spot_pitch_um"] = spot_pitch_um
+    placed = resolve_sections(sdata, None, elements, features_key=features_key, tissue_key=tissue_key, strict=False)
+    labels = _labels(placed, groups)
+    if regions_key is not None:
+        classes = classes_of(placed, regions_key)
+        _check_folds(
+            [codes_of(one.section.table, regions_key, classes) for one in placed], classes, labels, regions_key
+        )
+    measured = measured_sections(
+        placed,
         genes,
         regions_key,
-        elements | {"spot_pitch_um": spot_pitch_um},
         encoder=encoder,
         weights=weights,
         scales=scales,
@@ -135,8 +142,9 @@ def cross_validate_histology(
         tissue_key=tissue_key,
         device=device,
     )
-    labels = _labels(placed, groups)
-    _check_folds(measured, labels, regions_key)
+    if regions_key is not None:  # once more, of the spots on tissue
+        on_tissue = [one.regions for one in measured.sections if one.regions is not None]
+        _check_folds(on_tissue, measured.classes, labels, regions_key)
     methods = _methods(measured, chosen, seed, where)
     expression, regions = [], []
     folds = [(label, [i for i, other in enumerate(labels) if other == label]) for label in dict.fromkeys(labels)]
@@ -182,14 +190,13 @@ def _labels(placed: Sequence[Placed], groups: str | Sequence[Any]) -> list[str]:
     return labels
 
 
-def _check_folds(measured: Measured, labels: Sequence[str], regions_key: str | None) -> None:
+def _check_folds(
+    regions: Sequence[NDArray[np.int64]], classes: Sequence[str], labels: Sequence[str], regions_key: str
+) -> None:
     """Refuse folds in which a class is never seen."""
-    if not measured.classes:
-        return
     for label in dict.fromkeys(labels):
-        seen = [one.regions for one, other in zip(measured.sections, labels, strict=True) if other != label]
-        there = set(np.unique(np.concatenate([part for part in seen if part is not None])))
-        lacking = [name for code, name in enumerate(measured.classes) if code not in there]
+        there = set(np.concatenate([one for one, other in zip(regions, labels, strict=True) if other != label]))
+        lacking = [name for code, name in enumerate(classes) if code not in there]
         if lacking:
             raise ValueError(
                 f"regions_key={regions_key!r}: without {label!r}, no spot is of class {', '.join(map(repr, lacking))}, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -64,7 +64,8 @@ def fit_outcome(
         Sections by name: SpatialData, or tables, with log-normalised expression and ``obs["array_row"]`` and
         ``obs["array_col"]`` as Visium has them. A patient may have several.
     clinical
-        One row for each section, with the sections' names as index. Rows of one patient agree.
+        One row for each section, with the sections' names as index. Rows of one patient agree. A table with one row
+        for each patient serves as it is where sections are named after their patients.
     time, event
         Columns for survival: the time until the event or until last seen, and whether there was one (1 or 0).
     response
@@ -128,6 +129,7 @@ def fit_outcome(
     where = resolve_device(device or settings.device)
     outcome = _outcome(sections, clinical, time, event, response, patient, covariates)
     _check_numbers(outcome, n_channels=n_channels, folds=folds, n_models=n_models, n_permutations=n_permutations)
+    folds = int(folds)  # kept in the model's file, which knows no numbers of numpy
     columns: dict[str, Any] = {
         "table_key": table_key,
         "region": region if region is None or isinstance(region, str) else list(region),
@@ -166,7 +168,7 @@ def fit_outcome(
             "seed": seed,
             "folds": folds,
             "n_sections": len(sections),
-            "n_permutations": n_permutations,
+            "n_permutations": int(n_permutations),
             "seconds": round(clock.perf_counter() - started, 2),
             "versions": {name: version(name) for name in ("sphistex", "torch", "numpy", "scikit-learn")},
         },
@@ -210,17 +212,27 @@ def _check_numbers(outcome: Outcome, **numbers: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least[name]:
             raise ValueError(f"{name}={value!r}: give a whole number of at least {least[name]}")
     folds, n = numbers["folds"], len(outcome)
-    if n < folds:
-        raise ValueError(f"folds={folds}: there are only {n} patients")
+    if n < 3:
+        raise ValueError(
+            f"an outcome model compares patients, and at least two besides the one that is left out: there are {n}. "
+            "A model that was fitted to others says what it expects of them with OutcomeModel.predict"
+        )
+    if n < folds or n - -(-n // folds) < 2:
+        raise ValueError(
+            f"folds={folds}: there are only {n} patients, and each fold must leave two or more to learn from"
+        )
     if outcome.kind == "response" and learnable(outcome) == 0:
         raise ValueError("all patients have the same response: there is nothing to learn")
     if learnable(outcome) == 0:
         raise ValueError(f"none of the {n} patients had the event: there is nothing to learn")
     if learnable(outcome) < folds:
         rarer = "had the event" if outcome.kind == "survival" else "are of the rarer response"
+        way_out = (
+            f"give folds={learnable(outcome)}" if learnable(outcome) > 1 else "add patients: at least two are needed"
+        )
         raise ValueError(
             f"folds={folds}: only {learnable(outcome)} of {n} patients {rarer}, too few for one in every fold; "
-            f"give folds={learnable(outcome)} or fewer, of which there must be at least 2"
+            f"{way_out}"
         )
 
 
@@ -230,8 +242,11 @@ def _wanted(genes: int | Sequence[str]) -> tuple[list[str] | None, int | None]:
         raise ValueError(f"genes={genes!r}: give a list of names, or how many genes")
     if isinstance(genes, int | np.integer):
         return None, int(genes)
+    if not isinstance(genes, Iterable):
+        raise TypeError(f"genes={genes!r}: give a list of names, or how many genes, a whole number")
+    genes = list(genes)
     if not len(genes) or len(set(genes)) < len(genes):
-        raise ValueError(f"genes={list(genes)}: name at least one gene, and none twice")
+        raise ValueError(f"genes={genes}: name at least one gene, and none twice")
     return [str(gene) for gene in genes], None
 
 

@@ -18,13 +18,14 @@ from sphistex._scale import lattice_of
 from sphistex._section import has_spots, resolve_spots
 from sphistex._store import add_element, check_free, record
 from sphistex._thumbnail import thumbnail
-from sphistex.encoders.base import resolve_device
+from sphistex.encoders.base import Encoder, resolve_device
 from sphistex.nn.histology import HistologyModel, LatticeSection, histology_parameters
 from sphistex.settings import settings
 from sphistex.tl._expression import PER_SPOT
 from sphistex.tl._measured import (
     Measured,
     check_alike,
+    check_planned,
     chosen_genes,
     classes_of,
     features_alike,
@@ -32,9 +33,16 @@ from sphistex.tl._measured import (
     layout_of,
     warn_if_single,
 )
+from sphistex.tl._positions import find_positions
 from sphistex.tl._sections import Placed, about, resolve_sections
 from sphistex.tl.fit import check_seed
-from sphistex.tl.lattice_features import SCALES, check_scales, check_versions, lattice_features
+from sphistex.tl.lattice_features import (
+    SCALES,
+    check_scales,
+    check_versions,
+    encoder_of_lattice,
+    lattice_features,
+)
 
 
 def fit_histology(
@@ -108,12 +116,13 @@ def fit_histology(
     chosen = histology_parameters(**parameters)
     seed = check_seed(seed)
     where = resolve_device(device or settings.device)
-    elements = {"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key, "mpp": mpp}
-    placed, measured = measured_sections(
-        sdata,
+    elements: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "table_key": table_key, "mpp": mpp}
+    elements["spot_pitch_um"] = spot_pitch_um
+    placed = resolve_sections(sdata, None, elements, features_key=features_key, tissue_key=tissue_key, strict=False)
+    measured = measured_sections(
+        placed,
         genes,
         regions_key,
-        elements | {"spot_pitch_um": spot_pitch_um},
         encoder=encoder,
         weights=weights,
         scales=scales,
@@ -139,10 +148,9 @@ def fit_histology(
 
 
 def measured_sections(
-    sdata: SpatialData | Sequence[SpatialData],
+    placed: Sequence[Placed],
     genes: int | Sequence[str] | None,
     regions_key: str | None,
-    elements: dict[str, Any],
     *,
     encoder: Any,
     weights: str | Path | None,
@@ -151,31 +159,55 @@ def measured_sections(
     features_key: str,
     tissue_key: str,
     device: str | None,
-) -> tuple[list[Placed], Measured]:
-    """Sections that have been found and checked, with lattice features, and their arrays."""
+) -> Measured:
+    """Arrays of sections that have been found; lattice features are made where there are none.
+
+    Whether all of them go together is checked before the first are made, which may take hours.
+    """
     check_scales(scales)
     check_versions(stain_versions)
-    placed = resolve_sections(sdata, None, elements, features_key=features_key, tissue_key=tissue_key, strict=False)
     names, classes = chosen_genes(placed, genes), classes_of(placed, regions_key)
-    for one in placed:
-        if features_key not in one.sdata.tables:
-            with about(one.called):
-                lattice_features(
-                    one.sdata,
-                    encoder=encoder,
-                    weights=weights,
-                    image_key=one.section.image_key,
-                    shapes_key=one.section.shapes_key,
-                    table_key=one.section.table_key,
-                    mpp=one.section.mpp,
-                    spot_pitch_um=one.section.pitch_um,
-                    tissue_key=tissue_key,
-                    scales=scales,
-                    stain_versions=stain_versions,
-                    key_added=features_key,
-                    device=device,
-                )
-    return placed, gather(placed, features_key, names, regions_key, classes)
+    lacking = [one for one in placed if features_key not in one.sdata.tables]
+    if lacking:
+        encoder, weights = encoder_of_lattice(encoder, weights, device), None
+    places = [_elements_of(one, tissue_key) for one in lacking]
+    check_planned(
+        placed, features_key, [_planned(one, how, encoder, scales) for one, how in zip(lacking, places, strict=True)]
+    )
+    for one, how in zip(lacking, places, strict=True):
+        with about(one.called):
+            lattice_features(
+                one.sdata,
+                encoder=encoder,
+                weights=weights,
+                **how,
+                scales=scales,
+                stain_versions=stain_versions,
+                key_added=features_key,
+                device=device,
+            )
+    return gather(placed, features_key, names, regions_key, classes)
+
+
+def _elements_of(one: Placed, tissue_key: str) -> dict[str, Any]:
+    """Where lattice features of a section are made."""
+    return {
+        "image_key": one.section.image_key,
+        "shapes_key": one.section.shapes_key,
+        "table_key": one.section.table_key,
+        "mpp": one.section.mpp,
+        "spot_pitch_um": one.section.pitch_um,
+        "tissue_key": tissue_key,
+    }
+
+
+def _planned(one: Placed, how: dict[str, Any], encoder: Encoder, scales: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """How a section is called, and how its features will be made."""
+    with about(one.called):
+        positions = find_positions(one.sdata, **how)
+    lattice = {"kind": positions.kind, "pitch_um": positions.pitch_um}
+    made = {"encoder": encoder.name, "revision": encoder.revision, "scales": list(scales), "lattice": lattice}
+    return one.called, made
 
 
 def predict_histology(
@@ -185,6 +217,8 @@ def predict_histology(
     encoder: Any = None,
     weights: str | Path | None = None,
     image_key: str | None = None,
+    shapes_key: str | None = None,
+    table_key: str | None = None,
     mpp: float | None = None,
     features_key: str = "lattice_features",
     tissue_key: str = "tissue",
@@ -203,7 +237,7 @@ def predict_histology(
         From :func:`fit_histology` or :meth:`HistologyModel.load`.
     encoder, weights
         The model's encoder, where it is none that :func:`sphistex.encoders.get` knows by its name.
-    image_key, mpp, tissue_key
+    image_key, shapes_key, table_key, mpp, tissue_key
         As in :func:`lattice_features`.
     features_key
         Name of the lattice features.
@@ -235,16 +269,19 @@ def predict_histology(
     where = resolve_device(device or settings.device)
     if features_key not in sdata.tables:
         made = model.features
+        of_model = encoder_of_lattice(made["encoder"] if encoder is None else encoder, weights, device)
+        planned = made | {"encoder": of_model.name, "revision": of_model.revision}
+        check_alike(made, planned, "the model", "this section, as they would be made,")
+        elements: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "mpp": mpp}
         lattice_features(
             sdata,
-            encoder=made["encoder"] if encoder is None else encoder,
-            weights=weights,
-            image_key=image_key,
-            mpp=mpp,
+            encoder=of_model,
+            **elements,
+            table_key=table_key,
             tissue_key=tissue_key,
             pitch_um=made["lattice"]["pitch_um"],
             diameter_um=made["lattice"]["diameter_um"],
-            lattice=None if _has_spots_like(sdata, made["lattice"]) else made["lattice"]["kind"],
+            lattice=None if _has_spots_like(sdata, made["lattice"], elements) else made["lattice"]["kind"],
             scales=made["scales"],
             key_added=features_key,
             device=device,
@@ -263,11 +300,11 @@ def predict_histology(
     add_element(sdata, "tables", key_added, result, overwrite=overwrite)
 
 
-def _has_spots_like(sdata: SpatialData, lattice: dict[str, Any]) -> bool:
+def _has_spots_like(sdata: SpatialData, lattice: dict[str, Any], elements: dict[str, Any]) -> bool:
     """Whether the section's own spots lie as the model's do."""
     if not has_spots(sdata):
         return False
-    spots = resolve_spots(sdata)
+    spots = resolve_spots(sdata, **elements)
     return lattice_of(spots.xy_px).kind == lattice["kind"] and abs(spots.pitch_um / lattice["pitch_um"] - 1) < 0.1
 
 

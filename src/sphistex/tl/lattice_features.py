@@ -128,9 +128,7 @@ def lattice_features(
     )
     if positions.shapes is not None:
         check_free(sdata, "shapes", region_of(key_added), overwrite=overwrite)
-    found = encoders.get(encoder, weights=weights, device=device)
-    if hasattr(found, "with_class_token"):
-        found = found.with_class_token()
+    found = encoder_of_lattice(encoder, weights, device)
     table = _table(positions, _at_scales(sdata, positions, found, scales, device), scales, key_added)
     for version in range(1, stain_versions + 1):
         changed = _at_scales(sdata, positions, Restained(found, version), scales, device)
@@ -155,6 +153,12 @@ def lattice_features(
         record(sdata, region_of(key_added), {"table_key": key_added})
         add_element(sdata, "shapes", region_of(key_added), positions.shapes, overwrite=overwrite)
     add_element(sdata, "tables", key_added, table, overwrite=overwrite)
+
+
+def encoder_of_lattice(encoder: Any, weights: str | Path | None, device: str | None) -> encoders.Encoder:
+    """The encoder, with its class token if it has one."""
+    found = encoders.get(encoder, weights=weights, device=device)
+    return found.with_class_token() if hasattr(found, "with_class_token") else found
 
 
 def check_scales(scales: Sequence[int]) -> tuple[int, ...]:

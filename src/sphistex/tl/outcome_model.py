@@ -140,7 +140,7 @@ class OutcomeModel:
             "predictions": self.predictions.reset_index().to_dict("list"),
             "info": self.info,
         }
-        (path / "outcome.json").write_text(json.dumps(header, indent=1))
+        (path / "outcome.json").write_text(json.dumps(header, indent=1, default=_plain))
 
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> OutcomeModel:
@@ -173,6 +173,11 @@ class OutcomeModel:
         if hexagonal != self.hexagonal:
             kinds = {True: "hexagonal", False: "square"}
             raise ValueError(f"the lattice is {kinds[hexagonal]}, that of the model {kinds[self.hexagonal]}")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: numbers of numpy, and, as text, dates and other names of patients."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def _arrays(scaling: Scaling) -> dict[str, NDArray[np.float64]]:

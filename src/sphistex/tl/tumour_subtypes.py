@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from sphistex._store import check_name
 from sphistex.tl._annotate import annotate, check_own
 from sphistex.tl._clusters import best_clusters
 from sphistex.tl._components import components, moments
@@ -146,11 +147,15 @@ def tumour_subtypes(
     numbers = _checked_numbers(n_subtypes, int(of_tumour.sum()), tumour)
     by = _checked_by(by, gene_positions)
     seed = check_seed(seed)
+    check_name(key_added)
     check_own(table, table_key, key_added, "tumour_subtypes", there=key_added in table.obs)
+    if reference is not None and gene_positions is None:
+        raise ValueError(f"reference={reference!r} is what copy number is read against, and needs gene_positions=")
     placed, diploid = None, ~of_tumour
     if gene_positions is not None:
         check_extra("infercnvpy", "gene_positions=", extra="cnv")
         profiles_there = f"X_{cnv_key_added}" in table.obsm
+        check_name(cnv_key_added)
         check_own(table, table_key, cnv_key_added, "tumour_subtypes", there=profiles_there)
         if reference is not None:
             diploid = chosen_spots(table, table_key, "reference", reference)
@@ -195,7 +200,7 @@ def tumour_subtypes(
 
 
 def _checked_numbers(n_subtypes: int | Sequence[int], n_spots: int, tumour: Choice) -> list[int]:
-    numbers = [n_subtypes] if isinstance(n_subtypes, int | np.integer) else list(n_subtypes)
+    numbers = list(n_subtypes) if isinstance(n_subtypes, Iterable) else [n_subtypes]
     if not numbers or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 2 for n in numbers):
         raise ValueError(f"n_subtypes={n_subtypes!r}: give a number of clusters from 2 on, or several to choose from")
     if n_spots <= max(numbers):
