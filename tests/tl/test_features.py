@@ -394,13 +394,33 @@ def test_a_chunk_of_zeros_has_no_file_and_is_not_taken_for_lost(tmp_path: Path) 
     store.check_complete(sdata, "superpixel_features")
 
 
-def test_a_map_that_lost_chunks_is_not_read_as_zeros(tmp_path: Path, colours: np.ndarray) -> None:
-    sdata = section(colours, tmp_path / "s.zarr")
+@pytest.mark.parametrize("backed", [True, False])
+def test_a_map_that_was_damaged_is_not_read(tmp_path: Path, colours: np.ndarray, backed: bool) -> None:
+    sdata = section(colours, tmp_path / "s.zarr" if backed else None)
     superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
     store.check_complete(sdata, "superpixel_features")
-    next(tmp_path.rglob("superpixel_features/*/c/0/1/0")).unlink()
-    with pytest.raises(OSError, match=r"1 of 4, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
+    (chunk,) = tmp_path.rglob("superpixel_features/*/c/0/1/0")
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:-9] + bytes(9))
+    with pytest.raises(OSError, match=r"1 files, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
         store.check_complete(sdata, "superpixel_features")
+    chunk.unlink()
+    with pytest.raises(OSError, match=r"1 files, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
+        store.check_complete(sdata, "superpixel_features")
+
+
+@pytest.mark.parametrize("backed", [True, False])
+def test_a_map_that_is_gone_is_not_read_and_is_made_again(tmp_path: Path, colours: np.ndarray, backed: bool) -> None:
+    sdata = section(colours, tmp_path / "s.zarr" if backed else None)
+    superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+    (element,) = tmp_path.rglob("superpixel_features")
+    shutil.rmtree(element if backed else settings.cache_dir)  # a cache may be emptied at any time
+    with pytest.raises(OSError, match="lost or damaged on disk"):
+        store.check_complete(sdata, "superpixel_features")
+    with pytest.warns(UserWarning, match="was gone from disk .* and has been made again"):
+        superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+    store.check_complete(sdata, "superpixel_features")
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
 
 
 KILLED = textwrap.dedent("""

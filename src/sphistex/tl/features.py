@@ -25,6 +25,7 @@ from sphistex.encoders.batching import check_batch_size
 from sphistex.encoders.tiling import Tiling
 from sphistex.grid import Grid
 from sphistex.tl import _feature_store as store
+from sphistex.tl._chunks import gone
 from sphistex.tl._encoding import fill
 
 logger = logging.getLogger("sphistex")
@@ -163,12 +164,14 @@ def make_features(
     params = _params(tiling, grid, image_key, image, labels_key, tissue)
     transformations = {name: _of_grid(grid, to_system) for name, to_system in transforms.items()}
     work = store.work_path(sdata, key_added, params, transformations)
-    kept = made_with is not None and store.identity(made_with) == store.identity(params)
+    same = made_with is not None and store.identity(made_with) == store.identity(params)
+    lost = gone(sdata.images[key_added]) if same else None
+    kept = same and lost is None
     if kept:
         logger.info("images[%r] was made with the same parameters and is kept", key_added)
         home = store.home(sdata, key_added, work)
     else:
-        check_free(sdata, "images", key_added, overwrite=overwrite)
+        check_free(sdata, "images", key_added, overwrite=overwrite or same)
         if warn_if_coarse:
             _warn_if_coarse(tiling, grid, image_key)
         home = store.prepare(work, key_added, grid, params, transformations, beside=sdata.path)
@@ -179,6 +182,9 @@ def make_features(
             UserWarning,
             stacklevel=3,
         )
+    if lost is not None:
+        message = f"images[{key_added!r}] was gone from disk ({lost}) and has been made again"
+        warnings.warn(message, UserWarning, stacklevel=3)
     if not kept:
         record(sdata, key_added, params)  # first: a map that is there and not recorded passes for another image
         store.put_in_place(sdata, key_added, work)
