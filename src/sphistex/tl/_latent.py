@@ -120,7 +120,8 @@ def _fill(made: ChunkRecord, mapper: Mapper, on_block: Callable[[int], None]) ->
         values = np.zeros((made.array.shape[0], *inside.shape), dtype=np.float16)
         values[:, inside] = latent
         made.array[(slice(None), *window)] = values
-        for place in product(*(range(part.start // CHUNK, -(-part.stop // CHUNK)) for part in window)):
+        rows, columns = (range(part.start // CHUNK, -(-part.stop // CHUNK)) for part in window)
+        for place in product(rows, columns):
             made.add(place, made.fingerprint(place))
         on_block(latent.shape[1])
 
