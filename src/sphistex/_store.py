@@ -71,7 +71,13 @@ def record(sdata: SpatialData, key: str, params: dict[str, Any]) -> None:
 
 
 def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) -> None:
-    """Raise a ValueError if ``name`` cannot be added as an element of that kind."""
+    """Raise a ValueError (a TypeError of what is no string) if ``name`` cannot be added as an element of that kind."""
+    from spatialdata._core.validation import check_valid_name
+
+    try:
+        check_valid_name(name)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"key_added={name!r} cannot be the name of an element: {error}") from error
     kinds = [other for other in ("images", "labels", "points", "shapes", "tables") if name in getattr(sdata, other)]
     if any(other != kind for other in kinds):
         raise ValueError(

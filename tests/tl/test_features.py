@@ -173,6 +173,7 @@ def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.nd
     refused(ValueError, r"labels_key='mask' has shape \(9, 9\).*\(100, 70\)", labels_key="mask")
     refused(ValueError, "key_added='he'.*overwrite=True", key_added="he")
     refused(ValueError, "key_added='mask'.*sdata.labels", key_added="mask", overwrite=True)
+    refused(ValueError, "key_added='a b' cannot be the name", key_added="a b")
     refused(ValueError, "halo_px=600", halo_px=600)
     refused(ValueError, "batch_size=0", batch_size=0)
     refused(ValueError, "encoder='nonsense'", encoder="nonsense")

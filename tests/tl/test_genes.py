@@ -317,8 +317,11 @@ def test_what_cannot_be_opened(stored: SpatialData) -> None:
         sx.tl.open_genes(stored, key="absent")
     with pytest.raises(ValueError, match="'dense' is not lazy"):
         sx.tl.open_genes(stored, key="dense")
-    with pytest.raises(ValueError, match="sparse_below=-1"):
-        sx.tl.materialise(stored, sparse_below=-1)
+    for below in (-1, np.nan, np.inf, True, "few"):
+        with pytest.raises(ValueError, match=f"sparse_below={below!r} must be a number"):
+            sx.tl.materialise(stored, sparse_below=below)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="key_added='a b' cannot be the name"):
+        sx.tl.materialise(stored, key_added="a b")
     with pytest.raises(KeyError, match="'nonsense'"):
         sx.tl.materialise(stored, genes=["nonsense"])
     with pytest.raises(ValueError, match="key_added='superres'"):

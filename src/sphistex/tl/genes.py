@@ -122,7 +122,11 @@ def materialise(
     if name == key:
         raise ValueError(f"key_added={name!r} is the lazy result itself: choose another name")
     check_free(sdata, "tables", name, overwrite=overwrite)
-    if sparse_below is not None and not (np.isfinite(sparse_below) and sparse_below > 0):
+    if sparse_below is not None and (
+        isinstance(sparse_below, bool)
+        or not isinstance(sparse_below, int | float | np.number)
+        or not 0 < sparse_below < np.inf
+    ):
         raise ValueError(f"sparse_below={sparse_below!r} must be a number of counts per superpixel above 0, or None")
     chosen = list(table.var_names) if genes is None else check_genes(table, genes, key)
     counts = counts.take(table.var_names.get_indexer(chosen))
