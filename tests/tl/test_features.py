@@ -34,6 +34,9 @@ from sphistex.tl._encoding import fill
 from sphistex.tl._feature_store import prepare
 from sphistex.tl.features import superpixel_features
 
+# sphistex.tl.features is the module, whatever sphistex.tl has of that name
+features_module = sys.modules["sphistex.tl.features"]
+
 RNG = np.random.default_rng(0)
 ROTATED = Affine([[0, -2.0, 10], [2.0, 0, 20], [0, 0, 1]], ("x", "y"), ("x", "y"))
 
@@ -157,6 +160,24 @@ def test_another_image_of_the_same_size_is_noticed(tmp_path: Path, colours: np.n
     sdata.images["he"] = section(255 - colours).images["he"]
     with pytest.raises(ValueError, match="overwrite=True"):
         superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+
+
+@pytest.mark.parametrize("form", ["small", "pyramid", "large"])
+def test_a_small_change_of_the_image_is_noticed(
+    tmp_path: Path, colours: np.ndarray, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large image without levels only windows are looked at, one of them in its corner."""
+    changed = colours.copy()
+    place = (0, 0) if form == "large" else (21, 31)
+    changed[(slice(None), *place)] = 255 - changed[(slice(None), *place)]
+    if form != "small":
+        monkeypatch.setattr(features_module, "_READ_QUICKLY", colours.size * 256 // 4)
+    for image in (colours, changed):
+        picture = image.repeat(16, 1).repeat(16, 2)
+        levels = {"scale_factors": [2]} if form == "pyramid" else {}
+        sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"), **levels)})
+        superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+        np.testing.assert_array_equal(sdata.images["superpixel_features"], image)
 
 
 def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.ndarray) -> None:
