@@ -7,9 +7,10 @@ import re
 from typing import Any, Literal
 
 from anndata import AnnData
-from spatialdata import SpatialData
+from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.transformations import get_transformation
 from spatialdata.transformations.transformations import BaseTransformation
+from xarray import DataArray
 
 from sphistex.grid import SUPERPIXEL_UM
 
@@ -142,6 +143,11 @@ def choose_table(sdata: SpatialData, named: str | None, shapes_key: str) -> str:
             "link them with `sdata.set_table_annotates_spatialelement(...)`, or choose with table_key= and shapes_key="
         )
     return _only(annotating, f"tables that annotate {shapes_key!r}", "table_key")
+
+
+def finest(labels: Any) -> DataArray:
+    """Pixels (y, x) of labels, of the finest level where there are several."""
+    return (labels if isinstance(labels, DataArray) else get_pyramid_levels(labels, n=0)).transpose("y", "x")
 
 
 def transforms_of(element: Any) -> dict[str, BaseTransformation]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
-
-_NAME = re.compile(r"(?!__)(?!\.{1,2}$)[\w.-]+")
 
 Kind = Literal["images", "labels", "shapes", "tables"]
 
@@ -74,7 +71,7 @@ def record(sdata: SpatialData, key: str, params: dict[str, Any]) -> None:
 
 
 def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) -> None:
-    """Raise a ValueError if ``name`` cannot be added as an element of that kind."""
+    """Raise a ValueError (a TypeError of what is no string) if ``name`` cannot be added as an element of that kind."""
     check_name(name)
     kinds = [other for other in ("images", "labels", "points", "shapes", "tables") if name in getattr(sdata, other)]
     if any(other != kind for other in kinds):
@@ -90,11 +87,13 @@ def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) ->
 
 
 def check_name(name: str) -> None:
-    """Raise a ValueError for a name that SpatialData would refuse when it is used, after all the work."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(
-            f"key_added={name!r} cannot be stored: use letters, digits, _, - and . only, and not __ at the beginning"
-        )
+    """Raise what SpatialData would of a name that it cannot store, when it is used and not after all the work."""
+    from spatialdata._core.validation import check_valid_name
+
+    try:
+        check_valid_name(name)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"key_added={name!r} cannot be stored: {error}") from error
 
 
 def staging_path(store: Path, tag: str) -> Path:

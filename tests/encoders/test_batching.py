@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from sphistex.encoders.adapters import CallableEncoder
-from sphistex.encoders.batching import Batches, batch_size
+from sphistex.encoders.batching import Batches, batch_size, check_batch_size
 
 TILES = list(np.random.default_rng(0).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8))
 
@@ -69,3 +70,11 @@ def test_the_batch_follows_the_free_memory_up_to_what_keeps_the_device_busy() ->
     assert sizes[2] == pytest.approx(2 * sizes[1], abs=1)
     assert sizes[3] == sizes[4] == batch_size(224, "cuda")
     assert batch_size(1216, "cpu") == 1
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "many", True])
+def test_what_is_no_number_of_tiles_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"batch_size={size!r} must be a whole number of tiles"):
+        check_batch_size(size)
+    check_batch_size(None)
+    check_batch_size(np.int64(4))  # type: ignore[arg-type]

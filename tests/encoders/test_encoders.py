@@ -17,7 +17,7 @@ import torch
 
 from sphistex import encoders
 from sphistex.encoders.adapters import CallableEncoder, DenseEncoder
-from sphistex.encoders.base import replicas
+from sphistex.encoders.base import replicas, resolve_device
 from sphistex.encoders.efficientnet import EfficientNetLite0
 from sphistex.encoders.timm_vit import TimmViT, uni
 
@@ -394,3 +394,10 @@ def test_encoders_need_no_spatialdata() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert run.stdout.split("\n")[0] == "(1, 4, 4, 232)"
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f'device="{device}": PyTorch.* finds .*"auto"'):
+        resolve_device(device)

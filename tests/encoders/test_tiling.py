@@ -127,9 +127,9 @@ def test_batches_hold_at_most_that_many_tiles() -> None:
     assert sizes[1:] == [3, 3, 3, 3, 3, 1]
 
 
-@pytest.mark.parametrize("halo_px", [-1, 112, 500])
-def test_a_halo_that_leaves_nothing_is_refused(halo_px: int) -> None:
-    with pytest.raises(ValueError, match=f"halo_px={halo_px}"):
+@pytest.mark.parametrize("halo_px", [-1, 112, 500, 2.5, "wide"])
+def test_a_halo_that_leaves_nothing_is_refused(halo_px: Any) -> None:
+    with pytest.raises(ValueError, match=f"halo_px={halo_px!r} must be"):
         Tiling.of(encoder(mean_colour, 224), halo_px=halo_px)
 
 

@@ -207,9 +207,9 @@ def test_raster_adds_up_what_lies_in_a_superpixel():
     np.testing.assert_array_equal(drawn, [[3, np.nan, np.nan], [np.nan, np.nan, 5]])
 
 
-@pytest.mark.parametrize("corner", [(310, 205), (312, 201), (304, 216), (0, 199)])
-def test_a_result_that_was_cut_out_lies_on_its_part_of_the_image(sdata: SpatialData, corner: tuple[int, int]):
-    whole, corner = sdata.tables["superres"], np.array(corner)  # in pixels, within a superpixel, or on its border
+@pytest.mark.parametrize("x_y", [(310, 205), (312, 201), (304, 216), (0, 199)])
+def test_a_result_that_was_cut_out_lies_on_its_part_of_the_image(sdata: SpatialData, x_y: tuple[int, int]):
+    whole, corner = sdata.tables["superres"], np.array(x_y)  # in pixels, within a superpixel, or on its border
     cut = sdata.query.bounding_box(
         axes=("x", "y"), min_coordinate=corner, max_coordinate=corner + 500, target_coordinate_system="global"
     )

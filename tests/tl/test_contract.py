@@ -7,15 +7,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
+import shapely
 import spatialdata as sd
 import spatialdata_plot  # noqa: F401
 import squidpy as sq
 from anndata import AnnData
+from geopandas import GeoDataFrame
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score
 from spatialdata import SpatialData, read_zarr
+from spatialdata.models import ShapesModel
+from spatialdata.transformations import Identity
 
 import sphistex as sx
 
@@ -271,6 +276,27 @@ def test_a_bounding_box_holds_exactly_its_superpixels(sdata: SpatialData) -> Non
     assert set(ids) - {0} == set(table.obs["instance_id"][inside])
     assert set(part.tables["superres"].obs_names) == set(table.obs_names[inside])
     assert "superpixel_features" in part.images
+
+
+@pytest.mark.parametrize("corner", [(310, 205), (312, 201), (304, 216)])
+def test_cells_inside_a_cut_have_the_counts_they_had_before(sdata: SpatialData, corner: tuple[int, int]) -> None:
+    whole = SpatialData(images=dict(sdata.images), labels=dict(sdata.labels), tables=dict(sdata.tables))
+    squares = [shapely.box(x, y, x + 21, y + 27) for x in (401, 513, 640) for y in (400, 455)]
+    cells = GeoDataFrame(geometry=squares, index=[f"cell{i}" for i in range(len(squares))])
+    whole.shapes["cells"] = ShapesModel.parse(cells, transformations={"global": Identity()})
+    cut = sd.bounding_box_query(
+        whole,
+        axes=("x", "y"),
+        min_coordinate=np.array(corner),
+        max_coordinate=np.array(corner) + 500,
+        target_coordinate_system="global",
+    )
+    counts = []
+    for one in (whole, cut):
+        sx.tl.aggregate_by(one, "cells")
+        counts.append(one.tables["cells_superres"].to_df())
+    assert counts[0].to_numpy().sum() > 0
+    pd.testing.assert_frame_equal(counts[1], counts[0].loc[counts[1].index], rtol=1e-5)
 
 
 def test_values_are_found_by_the_names_of_genes(sdata: SpatialData) -> None:

@@ -34,6 +34,9 @@ from sphistex.tl._encoding import fill
 from sphistex.tl._feature_store import prepare
 from sphistex.tl.features import superpixel_features
 
+# sphistex.tl.features is the module, whatever sphistex.tl has of that name
+features_module = sys.modules["sphistex.tl.features"]
+
 RNG = np.random.default_rng(0)
 ROTATED = Affine([[0, -2.0, 10], [2.0, 0, 20], [0, 0, 1]], ("x", "y"), ("x", "y"))
 
@@ -159,6 +162,24 @@ def test_another_image_of_the_same_size_is_noticed(tmp_path: Path, colours: np.n
         superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
 
 
+@pytest.mark.parametrize("form", ["small", "pyramid", "large"])
+def test_a_small_change_of_the_image_is_noticed(
+    tmp_path: Path, colours: np.ndarray, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large image without levels only windows are looked at, one of them in its corner."""
+    changed = colours.copy()
+    place = (0, 0) if form == "large" else (21, 31)
+    changed[(slice(None), *place)] = 255 - changed[(slice(None), *place)]
+    if form != "small":
+        monkeypatch.setattr(features_module, "_READ_QUICKLY", colours.size * 256 // 4)
+    for image in (colours, changed):
+        picture = image.repeat(16, 1).repeat(16, 2)
+        levels = {"scale_factors": [2]} if form == "pyramid" else {}
+        sdata = SpatialData(images={"he": Image2DModel.parse(picture, dims=("c", "y", "x"), **levels)})
+        superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+        np.testing.assert_array_equal(sdata.images["superpixel_features"], image)
+
+
 def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.ndarray) -> None:
     sdata = section(colours, tmp_path / "s.zarr")
     sdata.labels["mask"] = Labels2DModel.parse(np.ones((9, 9), np.uint8), dims=("y", "x"))
@@ -173,6 +194,7 @@ def test_bad_input_is_refused_and_changes_nothing(tmp_path: Path, colours: np.nd
     refused(ValueError, r"labels_key='mask' has shape \(9, 9\).*\(100, 70\)", labels_key="mask")
     refused(ValueError, "key_added='he'.*overwrite=True", key_added="he")
     refused(ValueError, "key_added='mask'.*sdata.labels", key_added="mask", overwrite=True)
+    refused(ValueError, "key_added='a b' cannot be stored", key_added="a b")
     refused(ValueError, "halo_px=600", halo_px=600)
     refused(ValueError, "batch_size=0", batch_size=0)
     refused(ValueError, "encoder='nonsense'", encoder="nonsense")
@@ -394,13 +416,33 @@ def test_a_chunk_of_zeros_has_no_file_and_is_not_taken_for_lost(tmp_path: Path) 
     store.check_complete(sdata, "superpixel_features")
 
 
-def test_a_map_that_lost_chunks_is_not_read_as_zeros(tmp_path: Path, colours: np.ndarray) -> None:
-    sdata = section(colours, tmp_path / "s.zarr")
+@pytest.mark.parametrize("backed", [True, False])
+def test_a_map_that_was_damaged_is_not_read(tmp_path: Path, colours: np.ndarray, backed: bool) -> None:
+    sdata = section(colours, tmp_path / "s.zarr" if backed else None)
     superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
     store.check_complete(sdata, "superpixel_features")
-    next(tmp_path.rglob("superpixel_features/*/c/0/1/0")).unlink()
-    with pytest.raises(OSError, match=r"1 of 4, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
+    (chunk,) = tmp_path.rglob("superpixel_features/*/c/0/1/0")
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:-9] + bytes(9))
+    with pytest.raises(OSError, match=r"1 files, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
         store.check_complete(sdata, "superpixel_features")
+    chunk.unlink()
+    with pytest.raises(OSError, match=r"1 files, such as .*c/0/1/0.*sphistex.tl.superpixel_features"):
+        store.check_complete(sdata, "superpixel_features")
+
+
+@pytest.mark.parametrize("backed", [True, False])
+def test_a_map_that_is_gone_is_not_read_and_is_made_again(tmp_path: Path, colours: np.ndarray, backed: bool) -> None:
+    sdata = section(colours, tmp_path / "s.zarr" if backed else None)
+    superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+    (element,) = tmp_path.rglob("superpixel_features")
+    shutil.rmtree(element if backed else settings.cache_dir)  # a cache may be emptied at any time
+    with pytest.raises(OSError, match="lost or damaged on disk"):
+        store.check_complete(sdata, "superpixel_features")
+    with pytest.warns(UserWarning, match="was gone from disk .* and has been made again"):
+        superpixel_features(sdata, encoder=MeanColour(), labels_key=None, mpp=0.5)
+    store.check_complete(sdata, "superpixel_features")
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
 
 
 KILLED = textwrap.dedent("""

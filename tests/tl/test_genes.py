@@ -317,8 +317,11 @@ def test_what_cannot_be_opened(stored: SpatialData) -> None:
         sx.tl.open_genes(stored, key="absent")
     with pytest.raises(ValueError, match="'dense' is not lazy"):
         sx.tl.open_genes(stored, key="dense")
-    with pytest.raises(ValueError, match="sparse_below=-1"):
-        sx.tl.materialise(stored, sparse_below=-1)
+    for below in (-1, np.nan, np.inf, True, "few"):
+        with pytest.raises(ValueError, match=f"sparse_below={below!r} must be a number"):
+            sx.tl.materialise(stored, sparse_below=below)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="key_added='a b' cannot be stored"):
+        sx.tl.materialise(stored, key_added="a b")
     with pytest.raises(KeyError, match="'nonsense'"):
         sx.tl.materialise(stored, genes=["nonsense"])
     with pytest.raises(ValueError, match="key_added='superres'"):
@@ -330,6 +333,32 @@ def test_what_cannot_be_opened(stored: SpatialData) -> None:
     with pytest.raises(KeyError, match="superres_latent"):
         sx.tl.open_genes(stored)
     stored.images["superres_latent"] = latent
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbled"])
+def test_a_latent_map_that_was_damaged_is_not_read(own: SpatialData, model: sx.tl.SuperResolver, damage: str) -> None:
+    sx.tl.predict(own, model, lazy=True, key_added="new")
+    chunk = next(file for file in (Path(own.path) / "images" / "new_latent").rglob("c/*/*/*") if file.is_file())
+    content = chunk.read_bytes()
+    chunk.unlink() if damage == "missing" else chunk.write_bytes(content[:-9] + bytes(9))
+    for use in (sx.tl.open_genes, sx.tl.materialise):
+        with pytest.raises(OSError, match=f"new_latent.*1 files, such as .*{chunk.name}.*overwrite=True"):
+            use(read_zarr(own.path), key="new")
+    sx.tl.predict(own, model, lazy=True, key_added="new", overwrite=True)
+    sx.tl.open_genes(own, key="new")
+    assert chunk.read_bytes() == content
+
+
+def test_a_latent_map_in_a_cache_that_was_emptied_is_not_read(
+    sdata: SpatialData, model: sx.tl.SuperResolver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = SpatialData(**{kind: dict(getattr(sdata, kind)) for kind in ("images", "labels", "shapes", "tables")})
+    section.attrs = sdata.attrs
+    monkeypatch.setattr(sx.settings, "cache_dir", tmp_path / "cache")
+    sx.tl.predict(section, model, lazy=True, key_added="new")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(OSError, match="new_latent.*overwrite=True"):
+        sx.tl.open_genes(section, key="new")
 
 
 def test_a_latent_map_of_another_model_is_not_read(stored: SpatialData) -> None:

@@ -232,6 +232,9 @@ def test_what_is_no_set_of_sections_is_refused(pair: list[SpatialData], together
         sx.tl.super_resolve([pair[0], pair[0]], encoder=colour)
     with pytest.raises(TypeError, match="'str'"):
         sx.tl.super_resolve([pair[0], "section.zarr"], encoder=colour)  # type: ignore[list-item]
+    for wrong in ("section.zarr", None, {"A": pair[0]}):
+        with pytest.raises(TypeError, match=f"spatialdata.read_zarr, or a list of them, not {type(wrong).__name__}"):
+            sx.tl.super_resolve(wrong, encoder=colour)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="one SpatialData, but 2"):
         sx.tl.super_resolve(pair, sections="library_id", encoder=colour)
     with pytest.raises(TypeError, match=r"sections\['A'\]=.*'image_1'.*must be a dict"):

@@ -54,12 +54,26 @@ def resolve_device(device: str = "auto") -> torch.device:
     """The device to compute on; ``"auto"`` is the first there is of CUDA, MPS and CPU."""
     if device != "auto":
         try:
-            return torch.device(device)
+            found = torch.device(device)
         except RuntimeError as error:
             raise ValueError(f'device={device!r} must be "auto", "cpu", "mps", "cuda" or "cuda:<number>"') from error
+        _check_there(found)
+        return found
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _check_there(device: torch.device) -> None:
+    """Refuse a GPU that this machine does not have, or PyTorch does not find."""
+    n_gpus = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        raise ValueError(
+            f'device="{device}": PyTorch {torch.__version__} finds {n_gpus} CUDA GPUs here; choose another device, or '
+            '"auto" for what there is'
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError('device="mps": PyTorch finds none here; choose another device, or "auto" for what there is')
 
 
 def replicas(encoder: Encoder) -> list[Encoder]:

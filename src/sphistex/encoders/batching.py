@@ -34,9 +34,11 @@ def batch_size(tile_size: int, device_type: str = "cpu", free_bytes: int | None 
 
 
 def check_batch_size(size: int | None) -> None:
-    """Raise a ValueError for batches without tiles; None stands for a size that suits the device."""
-    if size is not None and size < 1:
-        raise ValueError(f"batch_size={size} must be at least 1")
+    """Raise a ValueError for what is no number of tiles; None stands for a size that suits the device."""
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+        raise ValueError(f"batch_size={size!r} must be a whole number of tiles, at least 1, or None")
 
 
 class Batches:

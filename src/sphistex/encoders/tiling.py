@@ -64,8 +64,10 @@ class Tiling:
         Raises
         ------
         ValueError
-            If the halo leaves nothing of the tile.
+            If the halo is no number of pixels, or leaves nothing of the tile.
         """
+        if isinstance(halo_px, bool) or not isinstance(halo_px, int | np.integer | None):
+            raise ValueError(f"halo_px={halo_px!r} must be a whole number of pixels, or None for the encoder's")
         halo_px = encoder.halo_px if halo_px is None else halo_px
         halo = -(-halo_px // encoder.patch_size)
         if halo_px < 0 or 2 * halo * encoder.patch_size >= encoder.tile_size:

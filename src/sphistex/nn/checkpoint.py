@@ -9,6 +9,7 @@ import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -37,8 +38,11 @@ class Checkpoint:
         if self.path is None or not self.path.exists():
             return None
         try:
+            with ZipFile(self.path) as file:  # torch does not look at the checksums that it writes
+                if (damaged := file.testzip()) is not None:
+                    raise OSError(f"{damaged} is not what was written")
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, BadZipFile, pickle.UnpicklingError) as error:
             warnings.warn(f"the checkpoint {self.path} cannot be read, training starts anew: {error}", stacklevel=2)
             return None
         return state

@@ -19,7 +19,7 @@ from sphistex._checks import check_open
 from sphistex._section import Section, image_alone, resolve_section
 from sphistex._thumbnail import shrink
 from sphistex.pl._canvas import PANEL_PX, Window
-from sphistex.tl._results import moved_px
+from sphistex.tl._cut import moved_px
 from sphistex.tl.genes import open_genes
 
 

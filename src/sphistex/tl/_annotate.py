@@ -8,9 +8,8 @@ from pathlib import Path
 
 from anndata import AnnData, read_zarr
 from spatialdata import SpatialData
-from spatialdata._core.validation import check_valid_dataframe_column_name
 
-from sphistex._store import add_element, attach
+from sphistex._store import add_element, attach, check_name
 
 
 def annotate(sdata: SpatialData, table_key: str, change: Callable[[AnnData], None]) -> None:
@@ -40,10 +39,7 @@ def check_own(table: AnnData, table_key: str, key_added: str, made_by: str, ther
     TypeError, ValueError
         If ``key_added`` cannot be stored, or there is something of this name which ``made_by`` did not add.
     """
-    try:
-        check_valid_dataframe_column_name(key_added)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"key_added={key_added!r} cannot be the name of a column: {error}") from error
+    check_name(key_added)
     record = table.uns.get(key_added, {})
     own = isinstance(record, dict) and record.get("made_by") == made_by
     if not own and (there or key_added in table.uns):

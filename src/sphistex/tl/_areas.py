@@ -17,11 +17,11 @@ from scipy import sparse
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from sphistex._elements import are_circles
+from sphistex._elements import are_circles, finest
 from sphistex._section import moved
 from sphistex.bags import Bags
 from sphistex.settings import settings
-from sphistex.tl._superpixels import Superpixels, finest
+from sphistex.tl._superpixels import Superpixels
 
 # Labels are read at so many points along a superpixel's side: as many as it has pixels of the labels, within these.
 _FEWEST_POINTS, _MOST_POINTS = 8, 32

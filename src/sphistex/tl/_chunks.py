@@ -1,4 +1,4 @@
-"""Which chunks of a feature map are on disk, and whether they still are what was written."""
+"""Which chunks of a map are on disk, and whether they still are what was written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import zarr
+from spatialdata import get_dask_backing_files
+from xarray import DataArray
 
-# Side of a chunk of the map in superpixels: what is read and written at once, and redone after an interruption.
+# Side of a chunk of a feature map in superpixels: what is read and written at once, and redone after an interruption.
 CHUNK = 64
 _DONE = "done.txt"
 # Row and column of the chunk, in chunks.
@@ -60,13 +62,9 @@ class ChunkRecord:
         whole = [[int(field) for field in row] for row in rows if len(row) == 4 and all(map(str.isdigit, row))]
         return {(row, column): Fingerprint(size, crc) for row, column, size, crc in whole}
 
-    def intact(self, *, thorough: bool = True) -> set[Place]:
-        """Finished chunks that are on disk as they were written; if not ``thorough``, only by their size."""
-        return {
-            place
-            for place, found in self.known().items()
-            if (self.fingerprint(place) == found if thorough else self._size(place) == found.size)
-        }
+    def intact(self) -> set[Place]:
+        """Finished chunks that are on disk as they were written."""
+        return {place for place, found in self.known().items() if self.fingerprint(place) == found}
 
     def fingerprint(self, place: Place) -> Fingerprint:
         """What a chunk on disk is now."""
@@ -80,9 +78,27 @@ class ChunkRecord:
         """The file of a chunk."""
         return self._folder / self.array.metadata.encode_chunk_key((0, *place))
 
-    def _size(self, place: Place) -> int:
-        file = self.file(place)
-        return file.stat().st_size if file.exists() else 0
+
+def gone(lazy: DataArray) -> Path | None:
+    """The folder that a lazy map is read from, if it is not there any more: all of the map would be read as zeros."""
+    folder = _folder(lazy)
+    return None if folder is None or folder.exists() else folder
+
+
+def damaged(lazy: DataArray) -> list[Path]:
+    """Files of a lazy map that are lost or not what was written: they would be read as zeros, or as nonsense."""
+    if (folder := gone(lazy)) is not None:
+        return [folder]
+    if (folder := _folder(lazy)) is None or not ChunkRecord.exists(folder):
+        return []
+    record = ChunkRecord(folder)
+    return [record.file(place) for place in sorted(record.known().keys() - record.intact())]
+
+
+def _folder(lazy: DataArray) -> Path | None:
+    """Where on this machine a map is read from; None of one in memory, or somewhere else."""
+    folders = {Path(file) for file in get_dask_backing_files(lazy)}
+    return folders.pop() if len(folders) == 1 and all(map(Path.is_absolute, folders)) else None
 
 
 @contextmanager

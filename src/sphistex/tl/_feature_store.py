@@ -20,7 +20,7 @@ from spatialdata.transformations.transformations import BaseTransformation
 from sphistex._store import attach, move_into_store, staging_path, write_store
 from sphistex.grid import Grid
 from sphistex.settings import settings
-from sphistex.tl._chunks import CHUNK, ChunkRecord, explained
+from sphistex.tl._chunks import CHUNK, ChunkRecord, damaged, explained
 
 
 def made_with(sdata: SpatialData, key: str) -> dict[str, Any] | None:
@@ -118,16 +118,9 @@ def clean_up(sdata: SpatialData, key: str) -> None:
 
 
 def check_complete(sdata: SpatialData, key: str) -> None:
-    """Raise an OSError if a map in the store has lost chunks, which would be read as zeros, or parts of them."""
-    if not sdata.is_backed():
-        return
-    element = Path(sdata.path) / "images" / key
-    if not ChunkRecord.exists(element):
-        return
-    record = ChunkRecord(element)
-    if lost := record.known().keys() - record.intact(thorough=False):
+    """Raise an OSError if a map has lost chunks on disk, which would be read as zeros, or they were damaged."""
+    if lost := damaged(sdata.images[key]):
         raise OSError(
-            f"the feature map images[{key!r}] in {sdata.path} has lost or damaged chunks ({len(lost)} of "
-            f"{len(record.known())}, such as {record.file(min(lost))}): call sphistex.tl.superpixel_features as when "
-            "it was made, which makes just these again"
+            f"the feature map images[{key!r}] is lost or damaged on disk ({len(lost)} files, such as {lost[0]}): call "
+            "sphistex.tl.superpixel_features as when it was made, which makes just these again"
         )

@@ -6,12 +6,11 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import dask.array as da
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from spatialdata import SpatialData, read_zarr
 from spatialdata.models import Image2DModel
@@ -23,6 +22,7 @@ from sphistex.nn.context import Window
 from sphistex.nn.prediction import Mapper
 from sphistex.settings import settings
 from sphistex.tl._by_block import by_block
+from sphistex.tl._chunks import ChunkRecord
 
 # Side of a chunk in superpixels. Blocks of prediction are multiples of it, so that none is written twice.
 CHUNK = 32
@@ -96,8 +96,8 @@ def _create(
     transformations: dict[str, BaseTransformation],
     *,
     beside: Path | None,
-) -> zarr.Array[Any]:
-    """An empty map in a store of its own."""
+) -> ChunkRecord:
+    """An empty map in a store of its own, and the record of its chunks, by which it is noticed if one is lost."""
     n_values = mapper.reader.weight.shape[0] * mapper.reader.weight.shape[1]
     shape, chunks = (n_values, *mapper.features.mask.shape), (n_values, CHUNK, CHUNK)
     empty = da.zeros(shape, dtype=np.float16, chunks=chunks)
@@ -109,16 +109,20 @@ def _create(
         Image2DModel.parse(empty, dims=("c", "y", "x"), transformations=transformations),
         beside=beside,
     )
-    _, array = next(iter(zarr.open_group(work / "images" / name, mode="r+").arrays()))
-    return array
+    made = ChunkRecord(work / "images" / name)
+    made.create()
+    return made
 
 
-def _fill(array: zarr.Array[Any], mapper: Mapper, on_block: Callable[[int], None]) -> None:
+def _fill(made: ChunkRecord, mapper: Mapper, on_block: Callable[[int], None]) -> None:
     for window, latent in by_block(mapper, _halved):
         inside = mapper.features.mask[window]
-        values = np.zeros((array.shape[0], *inside.shape), dtype=np.float16)
+        values = np.zeros((made.array.shape[0], *inside.shape), dtype=np.float16)
         values[:, inside] = latent
-        array[(slice(None), *window)] = values
+        made.array[(slice(None), *window)] = values
+        rows, columns = (range(part.start // CHUNK, -(-part.stop // CHUNK)) for part in window)
+        for place in product(rows, columns):
+            made.add(place, made.fingerprint(place))
         on_block(latent.shape[1])
 
 

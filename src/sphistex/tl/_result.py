@@ -10,7 +10,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 from spatialdata import SpatialData, get_pyramid_levels
-from spatialdata._core.validation import check_valid_name
 from spatialdata.models import Labels2DModel, TableModel
 from spatialdata.transformations import Scale, Sequence, Translation
 from xarray import DataArray
@@ -44,10 +43,6 @@ def model_name(key_added: str) -> str:
 
 def check_result_free(sdata: SpatialData, section: Section, key_added: str, *, overwrite: bool) -> None:
     """Refuse a name under which no result can be added."""
-    try:
-        check_valid_name(key_added)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"key_added={key_added!r} cannot be the name of an element: {error}") from error
     if key_added == section.table_key:
         raise ValueError(f"key_added={key_added!r} is the table of the spots' counts; choose another one")
     again = overwrite or _interrupted(sdata, key_added)

@@ -136,6 +136,9 @@ def _in_all(placed: Sequence[Placed]) -> list[str]:
 
 def _objects(data: SpatialData | Sequence[SpatialData]) -> list[SpatialData]:
     """All objects, each once."""
+    if data is None or isinstance(data, str | Path | Mapping):
+        kind = type(data).__name__
+        raise TypeError(f"sdata must be a SpatialData, such as of spatialdata.read_zarr, or a list of them, not {kind}")
     objects = [data] if isinstance(data, SpatialData) else list(data)
     if not objects:
         raise ValueError("sdata=[] holds no section: pass at least one SpatialData")

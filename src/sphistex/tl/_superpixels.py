@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from numpy.typing import NDArray
-from spatialdata import SpatialData, get_pyramid_levels
-from spatialdata.transformations import Affine, BaseTransformation, Identity
-from xarray import DataArray
+from spatialdata import SpatialData
+from spatialdata.transformations import Affine, BaseTransformation, Identity, Sequence, Translation
 
-from sphistex._elements import transforms_of
+from sphistex._elements import finest, transforms_of
 from sphistex._section import affine_of
 from sphistex.grid import SUPERPIXEL_UM, Grid
+from sphistex.tl._cut import placed_too_far
 from sphistex.tl._trust import made_how
 
 # Coordinate systems may put an element onto the raster by so many superpixels differently before that is a question.
@@ -77,7 +77,7 @@ class Superpixels:
                 "one pixel; were both cut in the same way?"
             )
         to_px = _to_px(np.column_stack([place % ids.shape[1], place // ids.shape[1]]), table.obsm["spatial"])
-        return cls(region, ids.shape, place, _pitch_um(table, table_key), to_px, transforms_of(sdata.labels[region]))
+        return cls(region, ids.shape, place, _pitch_um(table, table_key), to_px, _transforms(sdata, table, table_key))
 
     @property
     def grid(self) -> Grid:
@@ -136,9 +136,17 @@ class Superpixels:
         }
 
 
-def finest(labels: Any) -> DataArray:
-    """Pixels (y, x) of labels, of the finest level where there are several."""
-    return (labels if isinstance(labels, DataArray) else get_pyramid_levels(labels, n=0)).transpose("y", "x")
+def _transforms(sdata: SpatialData, table: AnnData, table_key: str) -> dict[str, BaseTransformation]:
+    """Transformations of the raster of a result; where a query has put it too far, it is put back."""
+    transforms = transforms_of(sdata.labels[str(np.ravel(table.uns["spatialdata_attrs"]["region"])[0])])
+    try:
+        made = made_how(table, table_key)
+    except ValueError:  # a truth
+        return transforms
+    if "section" not in made or not (too_far := placed_too_far(sdata, table, made)).any():
+        return transforms
+    back = Translation(-too_far.astype(float), axes=("x", "y"))
+    return {name: Sequence([back, transform]) for name, transform in transforms.items()}
 
 
 def _pitch_um(table: AnnData, table_key: str) -> float:

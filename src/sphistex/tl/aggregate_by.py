@@ -12,7 +12,6 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 from spatialdata import SpatialData
-from spatialdata._core.validation import check_valid_name
 from spatialdata.models import TableModel
 from tqdm.auto import tqdm
 
@@ -129,10 +128,6 @@ def _checked_name(
     sdata: SpatialData, element_key: str, table_key: str, key_added: str | None, *, overwrite: bool
 ) -> str:
     name = f"{element_key}_{table_key}" if key_added is None else key_added
-    try:
-        check_valid_name(name)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"key_added={name!r} cannot be the name of an element: {error}") from error
     if name == table_key:
         raise ValueError(f"key_added={name!r} is the table that is summed: choose another name")
     check_free(sdata, "tables", name, overwrite=overwrite)

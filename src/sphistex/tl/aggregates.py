@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, label
 from skimage.filters import threshold_otsu
 from spatialdata import SpatialData
-from spatialdata._core.validation import check_valid_name
 from spatialdata.models import ShapesModel
 
 from sphistex._section import moved
@@ -117,7 +116,8 @@ def aggregates(
     table = find_table(sdata, table_key)
     _check_arguments(threshold, smooth_um, min_area_um2)
     seed = check_seed(seed)
-    _check_name(sdata, table, table_key, key_added, overwrite=overwrite)
+    check_own(table, table_key, key_added, "aggregates", there=key_added in table.obs)
+    check_free(sdata, "shapes", key_added, overwrite=overwrite)
     superpixels = Superpixels.of(sdata, table, table_key)
     signature = _in_table(genes, table.var, table_key)
     others = np.flatnonzero(~table.var_names.isin(signature))
@@ -162,15 +162,6 @@ def _check_arguments(threshold: float | Threshold, smooth_um: float, min_area_um
     for name, value in (("smooth_um", smooth_um), ("min_area_um2", min_area_um2)):
         if not (np.isfinite(value) and value >= 0):
             raise ValueError(f"{name}={value!r} must be a number of at least 0")
-
-
-def _check_name(sdata: SpatialData, table: AnnData, table_key: str, key_added: str, *, overwrite: bool) -> None:
-    try:
-        check_valid_name(key_added)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"key_added={key_added!r} cannot be the name of an element: {error}") from error
-    check_own(table, table_key, key_added, "aggregates", there=key_added in table.obs)
-    check_free(sdata, "shapes", key_added, overwrite=overwrite)
 
 
 def _in_table(genes: Sequence[str], var: pd.DataFrame, table_key: str) -> list[str]:

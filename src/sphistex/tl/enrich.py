@@ -11,7 +11,6 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from sphistex._store import check_name
 from sphistex.settings import settings
 from sphistex.tl._annotate import annotate, check_own
 from sphistex.tl._expression import Expression, find_table
@@ -111,7 +110,6 @@ def enrich(
     table = find_table(sdata, table_key)
     groups = None if groupby is None else grouped_spots(table, table_key, groupby)
     check_numbers(n_markers, max_q, min_genes)
-    check_name(key_added)
     check_own(table, table_key, key_added, "enrich", there=key_added in table.obsm)
     record: dict[str, Any] = {
         "made_by": "enrich",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 import zlib
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.transformations import Scale, Sequence
 from spatialdata.transformations.transformations import BaseTransformation
-from xarray import DataArray
+from xarray import DataArray, DataTree
 
 from sphistex import encoders
 from sphistex._section import check_mpp, has_spots, recorded_mpp, resolve_image, resolve_spots
@@ -25,11 +26,14 @@ from sphistex.encoders.batching import check_batch_size
 from sphistex.encoders.tiling import Tiling
 from sphistex.grid import Grid
 from sphistex.tl import _feature_store as store
+from sphistex.tl._chunks import gone
 from sphistex.tl._encoding import fill
 
 logger = logging.getLogger("sphistex")
 
 _COARSE = 2.0
+# Numbers of an image that are read in a second or so.
+_READ_QUICKLY = 2**28
 
 
 def superpixel_features(
@@ -160,15 +164,17 @@ def make_features(
     grid = Grid.over_image((image.sizes["y"], image.sizes["x"]), mpp)
     tiling = Tiling.of(encoders.get(encoder, weights=weights, device=device), halo_px=halo_px)
     tissue = _tissue(sdata, image_key, labels_key, grid)
-    params = _params(tiling, grid, image_key, image, labels_key, tissue)
+    params = _params(tiling, grid, image_key, sdata.images[image_key], image, labels_key, tissue)
     transformations = {name: _of_grid(grid, to_system) for name, to_system in transforms.items()}
     work = store.work_path(sdata, key_added, params, transformations)
-    kept = made_with is not None and store.identity(made_with) == store.identity(params)
+    same = made_with is not None and store.identity(made_with) == store.identity(params)
+    lost = gone(sdata.images[key_added]) if same else None
+    kept = same and lost is None
     if kept:
         logger.info("images[%r] was made with the same parameters and is kept", key_added)
         home = store.home(sdata, key_added, work)
     else:
-        check_free(sdata, "images", key_added, overwrite=overwrite)
+        check_free(sdata, "images", key_added, overwrite=overwrite or same)
         if warn_if_coarse:
             _warn_if_coarse(tiling, grid, image_key)
         home = store.prepare(work, key_added, grid, params, transformations, beside=sdata.path)
@@ -179,6 +185,9 @@ def make_features(
             UserWarning,
             stacklevel=3,
         )
+    if lost is not None:
+        message = f"images[{key_added!r}] was gone from disk ({lost}) and has been made again"
+        warnings.warn(message, UserWarning, stacklevel=3)
     if not kept:
         record(sdata, key_added, params)  # first: a map that is there and not recorded passes for another image
         store.put_in_place(sdata, key_added, work)
@@ -221,7 +230,13 @@ def _tissue(sdata: SpatialData, image_key: str, labels_key: str | None, grid: Gr
 
 
 def _params(
-    tiling: Tiling, grid: Grid, image_key: str, image: DataArray, labels_key: str | None, tissue: NDArray[np.bool_]
+    tiling: Tiling,
+    grid: Grid,
+    image_key: str,
+    element: DataArray | DataTree,
+    image: DataArray,
+    labels_key: str | None,
+    tissue: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """All that the values depend on, as plain JSON."""
     return {
@@ -231,7 +246,7 @@ def _params(
         "mpp": grid.mpp,
         "pitch_um": grid.pitch_um,
         "image_key": image_key,
-        "image_crc": _fingerprint(image),
+        "image_crc": _fingerprint(element, image),
         "labels_key": labels_key,
         "labels_crc": zlib.crc32(np.packbits(tissue).tobytes()),
         "halo_px": tiling.halo * tiling.encoder.patch_size,
@@ -247,12 +262,29 @@ def _version() -> str:
         return "unknown"
 
 
-def _fingerprint(image: DataArray, side: int = 32, per_axis: int = 4) -> int:
-    """Checksum of the image's size and of small windows all over it, to notice that it is another one."""
+def _fingerprint(element: DataArray | DataTree, image: DataArray) -> int:
+    """Checksum by which it is noticed that the image is another one.
+
+    It is that of the image's size and of all pixels of its finest level that is read quickly; where there is none, of
+    small windows all over the image.
+    """
+    levels = [image] if isinstance(element, DataArray) else list(get_pyramid_levels(element))
+    level = next((one for one in levels if one.size <= _READ_QUICKLY), None)
+    found = zlib.crc32(str(image.shape).encode())
+    for part in _windows_all_over(image) if level is None else _strips(level):
+        pixels = da.asarray(part).compute(scheduler="threads")  # not by a cluster, which would be sent the image
+        found = zlib.crc32(np.ascontiguousarray(pixels).data, found)
+    return found
+
+
+def _strips(image: DataArray, height: int = 1024) -> Iterator[Any]:
+    for first in range(0, image.sizes["y"], height):
+        yield image.data[:, first : first + height]
+
+
+def _windows_all_over(image: DataArray, side: int = 32, per_axis: int = 4) -> Iterator[Any]:
     places = [np.linspace(0, max(image.sizes[axis] - side, 0), per_axis).astype(int) for axis in ("y", "x")]
-    windows = [image.data[:, y : y + side, x : x + side] for y, x in product(*places)]
-    pixels = da.stack(windows).compute(scheduler="threads")  # not by a cluster, which would be sent the image
-    return zlib.crc32(pixels.tobytes() + str(image.shape).encode())
+    yield da.stack([image.data[:, y : y + side, x : x + side] for y, x in product(*places)])
 
 
 def _of_grid(grid: Grid, to_system: BaseTransformation) -> BaseTransformation:

@@ -20,6 +20,7 @@ from sphistex._store import add_element, attach, check_free, move_into_store, re
 from sphistex.nn import FeatureMap
 from sphistex.nn.genes import GeneReader
 from sphistex.settings import settings
+from sphistex.tl._chunks import damaged
 from sphistex.tl._lazy import Counts, LazyCounts
 from sphistex.tl._trust import calibration_of, made_how, trusted_scales
 
@@ -49,6 +50,8 @@ def open_genes(sdata: SpatialData, *, key: str = "superres") -> None:
     ------
     KeyError, ValueError
         If there is no such result, it is not lazy, or what it was read from is gone, changed or incomplete.
+    OSError
+        If the latent map has lost chunks on disk, or they were damaged.
 
     Examples
     --------
@@ -102,6 +105,8 @@ def materialise(
     ------
     KeyError, TypeError, ValueError
         If there is no such lazy result or gene, or an argument makes no sense.
+    OSError
+        If the latent map is damaged on disk, or the table cannot be written.
 
     Examples
     --------
@@ -117,7 +122,11 @@ def materialise(
     if name == key:
         raise ValueError(f"key_added={name!r} is the lazy result itself: choose another name")
     check_free(sdata, "tables", name, overwrite=overwrite)
-    if sparse_below is not None and not (np.isfinite(sparse_below) and sparse_below > 0):
+    if sparse_below is not None and (
+        isinstance(sparse_below, bool)
+        or not isinstance(sparse_below, int | float | np.number)
+        or not 0 < sparse_below < np.inf
+    ):
         raise ValueError(f"sparse_below={sparse_below!r} must be a number of counts per superpixel above 0, or None")
     chosen = list(table.var_names) if genes is None else check_genes(table, genes, key)
     counts = counts.take(table.var_names.get_indexer(chosen))
@@ -157,6 +166,8 @@ def trusted_scale(sdata: SpatialData, *, key: str = "superres") -> None:
     ------
     KeyError, ValueError
         If there is no such lazy result, or it has no calibration.
+    OSError
+        If the latent map is damaged on disk.
 
     Examples
     --------
@@ -191,6 +202,11 @@ def _lazy_result(sdata: SpatialData, key: str) -> tuple[AnnData, Counts]:
     if sdata.attrs.get("sphistex", {}).get(latent_key, {}).get("tag") != tag:
         raise ValueError(
             f"key={key!r} was not made to its end when it was made last: make it again, with overwrite=True"
+        )
+    if lost := damaged(sdata.images[latent_key]):
+        raise OSError(
+            f"key={key!r} is read from sdata.images[{latent_key!r}], which is lost or damaged on disk ({len(lost)} "
+            f"files, such as {lost[0]}): make the result again, with overwrite=True"
         )
     if list(latent.shape[1:]) != list(model.uns["grid"]):
         raise ValueError(

@@ -13,7 +13,6 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex._store import check_name
 from sphistex.tl._annotate import annotate, check_own
 from sphistex.tl._clusters import best_clusters
 from sphistex.tl._components import components, moments
@@ -147,7 +146,6 @@ def tumour_subtypes(
     numbers = _checked_numbers(n_subtypes, int(of_tumour.sum()), tumour)
     by = _checked_by(by, gene_positions)
     seed = check_seed(seed)
-    check_name(key_added)
     check_own(table, table_key, key_added, "tumour_subtypes", there=key_added in table.obs)
     if reference is not None and gene_positions is None:
         raise ValueError(f"reference={reference!r} is what copy number is read against, and needs gene_positions=")
@@ -155,7 +153,6 @@ def tumour_subtypes(
     if gene_positions is not None:
         check_extra("infercnvpy", "gene_positions=", extra="cnv")
         profiles_there = f"X_{cnv_key_added}" in table.obsm
-        check_name(cnv_key_added)
         check_own(table, table_key, cnv_key_added, "tumour_subtypes", there=profiles_there)
         if reference is not None:
             diploid = chosen_spots(table, table_key, "reference", reference)
