@@ -73,8 +73,8 @@ def tissue_of(sdata: SpatialData, section: Section, tissue_key: str) -> np.ndarr
     if mask.shape != section.grid.shape:
         raise ValueError(
             f"tissue_key={tissue_key!r} has shape {mask.shape}, the grid of image {section.image_key!r} at "
-            f"{section.mpp:.4g} µm per pixel {section.grid.shape}: make it again with sphistex.pp.tissue_mask; of a part "
-            "that was cut out of a section, work on the whole section, or make mask and result again."
+            f"{section.mpp:.4g} µm per pixel {section.grid.shape}: make it again with sphistex.pp.tissue_mask; of a "
+            "part that was cut out of a section, work on the whole section, or make mask and result again."
         )
     return mask
 
