@@ -80,7 +80,10 @@ def choose_shapes(sdata: SpatialData, named: str | None, table_key: str | None) 
         return named
     names = candidates(sdata, "shapes")
     if not names:
-        raise ValueError(none_of("shapes (spots)", sdata))
+        raise ValueError(
+            f"{none_of('shapes (spots)', sdata)}. Of a section of which there is only the image, a model that was "
+            "fitted to others predicts: sphistex.tl.predict, or sphistex.tl.predict_histology"
+        )
     tables = candidates(sdata, "tables") if table_key is None else [_named(sdata, "tables", "table_key", table_key)]
     found = [name for name in names if is_spots(name, sdata.shapes[name])] or names
     found = [name for name in found if any(name in _regions(sdata.tables[table]) for table in tables)] or found

@@ -261,6 +261,8 @@ def test_tables_that_do_not_fit_are_named(cohort: Cohort):
     ):
         with pytest.raises(ValueError, match=message):
             fit_outcome(sections | {"S1": table}, clinical, response="response", **_QUICK)
+    with pytest.raises(ValueError, match=r"\['S0', 'S1'\] are one and the same object, and of several patients"):
+        fit_outcome(sections | {"S0": sections["S1"]}, clinical, response="response", **_QUICK)
     with pytest.raises(KeyError, match="lacks 1 of 2 genes"):
         fit_outcome(sections, clinical, response="response", genes=["g0", "CD8A"], **_QUICK)
     with pytest.raises(KeyError, match="are no columns of clinical"):

@@ -169,6 +169,11 @@ def test_what_does_not_go_together_is_refused(sections: list[SpatialData], model
 
     fails("no column of obs", KeyError, regions_key="pathologist")
     fails("one class", regions_key="patient", sections=[sections[0], sections[1]])
+    counts = sections[0]["counts"].copy()
+    counts.obs["depth"] = counts.to_df().sum(axis=1) / 7
+    measured = SpatialData(images=dict(sections[0].images), shapes=dict(sections[0].shapes), tables={"counts": counts})
+    fails("holds measurements, such as .* and not classes", regions_key="depth", sections=[measured])
+    fails("there is only the image.*sphistex.tl.predict", sections=[sections[0], image_alone(sections[1])])
     fails("unknown parameters", epoch=3)
     fails("not in", KeyError, genes=["NPHS1"])
     other = section(1)

@@ -90,6 +90,7 @@ def gather_cohort(
         )
     rows = patient_rows(sections, clinical, patient, covariates)
     number = pd.Index(rows["patient"].unique())
+    _check_apart(sections, rows["patient"])
     tables = {name: _table_of(name, section, table_key) for name, section in sections.items()}
     shared = _shared_genes(tables, genes)
     layouts = _layouts(tables, table_key)
@@ -185,6 +186,16 @@ def _numbers(values: pd.Series, column: str) -> NDArray[np.float64]:
     if not np.isfinite(numbers).all():
         raise ValueError(f"{column!r} is missing or infinite for {values.index[~np.isfinite(numbers)].tolist()}")
     return numbers
+
+
+def _check_apart(sections: Mapping[Any, SpatialData | AnnData], patients: pd.Series) -> None:
+    """Refuse a section of several patients: a model would be judged by what it was fitted to."""
+    names_of: dict[int, list[Any]] = {}
+    for name, section in sections.items():
+        names_of.setdefault(id(section), []).append(name)
+    for names in names_of.values():
+        if patients[[name in names for name in sections]].nunique() > 1:
+            raise ValueError(f"sections {names} are one and the same object, and of several patients in clinical")
 
 
 def _table_of(name: Hashable, section: SpatialData | AnnData, table_key: str) -> AnnData:

@@ -194,7 +194,13 @@ def classes_of(placed: Sequence[Placed], regions_key: str | None) -> list[str]:
                 f"{one.called + ': ' if one.called else ''}regions_key={regions_key!r} is no column of obs of table "
                 f"{one.section.table_key!r}: {list(one.section.table.obs.columns)}"
             )
-        found |= set(one.section.table.obs[regions_key].dropna().astype(str))
+        column = one.section.table.obs[regions_key].dropna()
+        if pd.api.types.is_float_dtype(column) and (column % 1 != 0).any():
+            raise ValueError(
+                f"{one.called + ': ' if one.called else ''}regions_key={regions_key!r} holds measurements, such as "
+                f"{column.iloc[0]:g}, and not classes: name a column of regions, or cut this one with pandas.cut"
+            )
+        found |= set(column.astype(str))
     if len(found) < 2:
         raise ValueError(
             f"regions_key={regions_key!r} has the one class {sorted(found)} in all sections: there is nothing to tell "
