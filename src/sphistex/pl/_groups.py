@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.colors import is_color_like
 
-from sphistex.tl._spots import by_kind
+from sphistex.tl._spots import in_order
 
 
 def find_groups(table: AnnData, name: str, argument: str, column: str) -> pd.Series:
@@ -31,11 +31,7 @@ def find_groups(table: AnnData, name: str, argument: str, column: str) -> pd.Ser
         raise ValueError(f"{argument}={column!r} of table {name!r} holds numbers, not names; with names are {named}")
     if not found.notna().any():
         raise ValueError(f"{argument}={column!r} of table {name!r} is empty")
-    ordered = (
-        found.cat.categories
-        if isinstance(found.dtype, pd.CategoricalDtype)
-        else sorted(found.dropna().unique(), key=by_kind)
-    )
+    ordered = in_order(found)
     kept = found.notna()
     return found.astype(str).where(kept).astype(pd.CategoricalDtype([str(category) for category in ordered]))
 

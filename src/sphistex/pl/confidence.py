@@ -80,8 +80,9 @@ def confidence(
     made = made_how(table, key)
     names = check_genes(table, key, genes)
     squares = intervals(sdata, names, key=key, scale_um=scale_um, level=level, above=above, fdr=fdr, **kwargs)
-    lattice = _squares(Lattice.of(sdata, table, made), scale_um, squares)
-    figure, axes = panels(len(names), 4, Lattice.of(sdata, table, made).window.padded(_MARGIN))
+    superpixels = Lattice.of(sdata, table, made)
+    lattice = _squares(superpixels, scale_um, squares)
+    figure, axes = panels(len(names), 4, superpixels.window.padded(_MARGIN))
     for row, gene in zip(axes, names, strict=True):
         rasters = [
             lattice.raster(squares.obsm["spatial"], values_of(squares, gene, layer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -74,11 +75,7 @@ def grouped_spots(table: AnnData, name: str, column: str) -> pd.Series:
         If there are fewer than two groups, or one is a single spot.
     """
     found = find_column(table, name, "groupby", column)
-    ordered = (
-        found.cat.categories
-        if isinstance(found.dtype, pd.CategoricalDtype)
-        else sorted(found.dropna().unique(), key=by_kind)
-    )
+    ordered = in_order(found)
     size = found.value_counts()
     names = [str(group) for group in ordered if size.get(group, 0)]
     if len(names) < 2:
@@ -94,6 +91,8 @@ def grouped_spots(table: AnnData, name: str, column: str) -> pd.Series:
     return by_place[by_place.notna()].astype(str).astype(pd.CategoricalDtype(names))
 
 
-def by_kind(value: object) -> tuple[bool, object]:
-    """Order of values: numbers by size before names, since the two cannot be compared."""
-    return isinstance(value, str), value
+def in_order(column: pd.Series) -> list[Any]:
+    """Each value of a column once: categories in their order, others sorted, numbers before names."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return list(column.cat.categories)
+    return sorted(column.dropna().unique(), key=lambda value: (isinstance(value, str), value))
