@@ -29,7 +29,8 @@ class Settings:
     progress
         Whether to show progress bars.
     n_workers
-        Threads that read and prepare image tiles.
+        Threads that read and prepare image tiles. Without a GPU, so many also encode them, but no more than there are
+        cores; each takes about 0.5 GB.
     seed
         Seed of everything random.
     memory_gb

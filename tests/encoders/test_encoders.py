@@ -17,9 +17,10 @@ import torch
 
 from sphistex import encoders
 from sphistex.encoders.adapters import CallableEncoder, DenseEncoder
-from sphistex.encoders.base import replicas, resolve_device
+from sphistex.encoders.base import alone, replicas, resolve_device
 from sphistex.encoders.efficientnet import EfficientNetLite0
 from sphistex.encoders.timm_vit import TimmViT, uni
+from sphistex.settings import settings
 
 RNG = np.random.default_rng(0)
 TINY = "vit_tiny_patch16_224"
@@ -297,9 +298,26 @@ def test_every_gpu_gets_a_copy_unless_one_is_named(tmp_path: Path) -> None:
     assert len(replicas(EfficientNetLite0(device="cuda:0"))) == 1
 
 
-def test_one_copy_is_enough_without_gpus(tmp_path: Path) -> None:
+def test_threads_of_a_cpu_share_an_encoder_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n_workers in (1, 2):
+        monkeypatch.setattr(settings, "n_workers", n_workers)
+        for encoder in every_kind(tmp_path):
+            own = not isinstance(encoder, CallableEncoder)
+            n_threads = min(n_workers, torch.get_num_threads()) if own else 1
+            assert replicas(encoder) == [encoder] * n_threads
+
+
+def test_tokens_do_not_depend_on_how_many_threads_there_are(tmp_path: Path) -> None:
+    batch, before = tiles(), torch.get_num_threads()
     for encoder in every_kind(tmp_path):
-        assert replicas(encoder) == [encoder]
+        found = []
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            with alone():
+                found.append(encoder(batch))
+            assert torch.get_num_threads() == n_threads, "as before"
+        torch.set_num_threads(before)
+        assert all(np.array_equal(found[0], others) for others in found[1:])
 
 
 # -------------------------------------------------------------------------------------------------- the registry

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import cycle, product
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from sphistex._cluster import active_client, bounded_map
-from sphistex.encoders.base import Encoder, replicas
+from sphistex.encoders.base import Encoder, alone, replicas, shares_the_cores
 from sphistex.encoders.batching import Batches
 from sphistex.encoders.tiling import Block, Tiling
 from sphistex.encoders.window import Window, read_pixels
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _PENDING, _PENDING_ON_CLUSTER = 3, 2
 # A cluster may still be growing.
 _FEWEST_ON_CLUSTER = 16
-# An encoder on a worker is called by one thread at a time, while the others read and write.
+# An encoder on a worker is called by one thread at a time, while the others read and write, unless it shares the cores.
 _ENCODING = threading.Lock()
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -68,7 +68,8 @@ def fill(
     batch_size
         Tiles at once; by default as many as suit the device.
     copies
-        Encoders that share the chunks; by default one on every GPU that the device stands for.
+        Encoders that share the chunks; by default one on every GPU that the device stands for, or one for every thread
+        of the CPU.
     """
     element = element.absolute()  # workers may run in another folder
     record = ChunkRecord(element)
@@ -126,7 +127,8 @@ class _Job:
     def encode(
         self, block: Block, picture: NDArray[np.uint8], batches: Batches
     ) -> tuple[Block, list[NDArray[np.floating]]]:
-        return block, batches(self.tiling.cut(picture, block))
+        with alone() if shares_the_cores(batches.encoder) else nullcontext():
+            return block, batches(self.tiling.cut(picture, block))
 
     def write(self, block: Block, encoded: list[NDArray[np.floating]]) -> Fingerprint:
         tokens = self.tiling.join(encoded, block, self.tissue)
@@ -190,7 +192,7 @@ def _make(unpacked_job: Callable[[], _Job], piece: tuple[Block, bytes]) -> Finge
     """A chunk from beginning to end, on a worker."""
     job, (block, packed) = unpacked_job(), piece
     picture = job.window(block).resampled(read_pixels(pickle.loads(packed)))
-    with _ENCODING:
+    with nullcontext() if shares_the_cores(job.tiling.encoder) else _ENCODING:
         _, encoded = job.encode(block, picture, job.batches)
     return job.write(block, encoded)
 
