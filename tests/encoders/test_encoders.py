@@ -17,8 +17,9 @@ import torch
 
 from sphistex import encoders
 from sphistex.encoders.adapters import CallableEncoder, DenseEncoder
-from sphistex.encoders.base import alone, replicas, resolve_device
+from sphistex.encoders.base import resolve_device
 from sphistex.encoders.efficientnet import EfficientNetLite0
+from sphistex.encoders.side_by_side import alone, replicas
 from sphistex.encoders.timm_vit import TimmViT, uni
 from sphistex.settings import settings
 
@@ -313,7 +314,7 @@ def test_tokens_do_not_depend_on_how_many_threads_there_are(tmp_path: Path) -> N
         found = []
         for n_threads in (1, 2, 3):
             torch.set_num_threads(n_threads)
-            with alone():
+            with alone:
                 found.append(encoder(batch))
             assert torch.get_num_threads() == n_threads, "as before"
         torch.set_num_threads(before)

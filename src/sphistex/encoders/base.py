@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sphistex.settings import settings
-
 SUPERPIXEL_UM = 8.0
 
 
@@ -77,32 +75,6 @@ def _check_there(device: torch.device) -> None:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError('device="mps": PyTorch finds none here; choose another device, or "auto" for what there is')
-
-
-def replicas(encoder: Encoder) -> list[Encoder]:
-    """One encoder for every thread that is to encode.
-
-    If the device is just ``"cuda"``, these are the encoder and copies of it on the other GPUs of this machine; on a
-    CPU, the encoder as many times as there are threads.
-    """
-    if shares_the_cores(encoder):
-        return [encoder] * min(torch.get_num_threads(), settings.n_workers)
-    if getattr(encoder, "device", None) != torch.device("cuda") or not hasattr(encoder, "on"):
-        return [encoder]
-    return [encoder, *(encoder.on(f"cuda:{number}") for number in range(1, torch.cuda.device_count()))]
-
-
-def shares_the_cores(encoder: Encoder) -> bool:
-    """Whether an encoder may be called by several threads at once, each computing :func:`alone`."""
-    return getattr(encoder, "device", None) == torch.device("cpu") and hasattr(encoder, "on")
-
-
-def alone() -> AbstractContextManager:
-    """PyTorch computes in this thread only, because the last bits of a convolution depend on how many there are."""
-    from threadpoolctl import threadpool_limits
-
-    torch.get_num_threads()  # PyTorch chooses the number for this thread now, and not once it is limited
-    return threadpool_limits(1, user_api="openmp")
 
 
 def to_device(tiles: NDArray[np.uint8], device: torch.device) -> torch.Tensor:

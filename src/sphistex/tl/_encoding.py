@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from sphistex._cluster import active_client, bounded_map
-from sphistex.encoders.base import Encoder, alone, replicas, shares_the_cores
+from sphistex.encoders.base import Encoder
 from sphistex.encoders.batching import Batches
+from sphistex.encoders.side_by_side import alone, replicas, shares_the_cores
 from sphistex.encoders.tiling import Block, Tiling
 from sphistex.encoders.window import Window, read_pixels
 from sphistex.grid import Grid
@@ -127,7 +128,7 @@ class _Job:
     def encode(
         self, block: Block, picture: NDArray[np.uint8], batches: Batches
     ) -> tuple[Block, list[NDArray[np.floating]]]:
-        with alone() if shares_the_cores(batches.encoder) else nullcontext():
+        with alone if shares_the_cores(batches.encoder) else nullcontext():
             return block, batches(self.tiling.cut(picture, block))
 
     def write(self, block: Block, encoded: list[NDArray[np.floating]]) -> Fingerprint:
