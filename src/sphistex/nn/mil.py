@@ -172,24 +172,26 @@ class _SumOfExponentials(torch.autograd.Function):
     """Sum over each bag's superpixels, by area, of the exponential of their output.
 
     The largest array, of all superpixels and genes, is made once and overwritten in place; sums come before what is
-    linear after them.
+    linear after them, and so does the bias, as the exponential of a sum is a product.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, latent: Tensor, matrix: Tensor, bias: Tensor, weight: Tensor) -> Tensor:
-        matrix, bias, weight = (x.to(latent.dtype) for x in (matrix, bias, weight))
-        folds = torch.baddbmm(bias, latent.flatten(1, -2), matrix)
+        matrix, weight = (x.to(latent.dtype) for x in (matrix, weight))
+        folds = latent.flatten(1, -2) @ matrix
         rates = folds.clamp_max_(_OVERFLOW).exp_().unflatten(1, latent.shape[1:-1])
         total = (weight[..., None, :] @ rates).squeeze(-2)
-        ctx.save_for_backward(latent, matrix, weight, rates)
-        return total.to(torch.promote_types(total.dtype, torch.float32))
+        factor = bias.exp()
+        total = total.to(factor.dtype) * factor
+        ctx.save_for_backward(latent, matrix, weight, rates, factor, total)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        latent, matrix, weight, rates = ctx.saved_tensors  # type: ignore[attr-defined]
-        of_output = (rates * gradient.to(rates.dtype)[..., None, :]).flatten(1, -2)
-        of_bias = (weight[..., None, :] @ of_output.view_as(rates)).to(gradient.dtype).sum(1)
+        latent, matrix, weight, rates, factor, total = ctx.saved_tensors  # type: ignore[attr-defined]
+        of_bias = (gradient * total).sum(1, keepdim=True)
+        of_output = (rates * (gradient * factor).to(rates.dtype)[..., None, :]).flatten(1, -2)
         weight = weight.unsqueeze(-1)
         of_matrix = _product((latent * weight).flatten(1, -2).transpose(1, 2), of_output)
         of_latent = (of_output @ matrix.transpose(1, 2)).view_as(latent) * weight

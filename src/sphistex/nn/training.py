@@ -26,6 +26,8 @@ _EVALUATION_BAGS = 256
 # Steps of an epoch at least, where there are few spots: with fewer it is over before anything is learnt.
 _STEPS_PER_EPOCH = 16
 _SMALLEST_BATCH, _LARGEST_BATCH = 16, 64
+# Weights that AdamW's fused pass takes at once.
+_AT_ONCE = 16
 # Superpixels of a batch's bags at least; small bags, such as bins, make larger batches.
 _INSTANCES_PER_BATCH = 1000
 
@@ -274,9 +276,7 @@ class _Run:
     @classmethod
     def of(cls, network: HISTEX, learning_rate: float, weight_decay: float, cycle_steps: int | None) -> _Run:
         """The beginning."""
-        # one pass over the weights; on a CPU its last bits depend on what lies beside a weight, such as other models
-        fused = next(network.parameters()).device.type == "cuda"
-        optimiser = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=weight_decay, fused=fused)
+        optimiser = torch.optim.AdamW(_groups(network), learning_rate, weight_decay=weight_decay)
         cycle = None
         if cycle_steps is not None:
             cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, cycle_steps, pct_start=0.15)
@@ -313,6 +313,21 @@ class _Run:
         for name, value in state["kept"].items():
             self.kept[name].copy_(value)
         self.log = TrainingLog(**state["log"])
+
+
+def _groups(network: HISTEX) -> list[dict[str, Any]]:
+    """Weights that are stepped in one pass, and others.
+
+    On a CPU that pass takes some at once, and what is left one by one, which is rounded otherwise: only where no part
+    of a model is left are its last bits the same whether other models lie beside it or not.
+    """
+    whole = [weight.is_cuda or weight[0].numel() % _AT_ONCE == 0 for weight in network.parameters()]
+    groups = [
+        {"params": [weight for weight, found in zip(network.parameters(), whole, strict=True) if found == fused]}
+        | {"fused": fused}
+        for fused in (True, False)
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _rate_for(steps: float) -> float:
