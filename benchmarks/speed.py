@@ -17,6 +17,8 @@ import resource
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sphistex as sx
 from sphistex.encoders.base import resolve_device
 from sphistex.encoders.batching import Batches
+from sphistex.encoders.side_by_side import alone, replicas, shares_the_cores
 from sphistex.encoders.tiling import Tiling
 from sphistex.nn import FeatureMap, FitParameters, SuperResolver, parameters
 from sphistex.nn.precision import fastest_dtype
@@ -107,23 +110,26 @@ def features(side: int, mpp: float, peak: dict[str, float]) -> dict[str, Any]:
     image = np.random.default_rng(0).integers(0, 256, (3, side, side), dtype=np.uint8)
     n = round(side * mpp / 8)
     tissue = np.ones((n, n), dtype=bool)
-    block, batches = tiling.block(slice(0, n), slice(0, n), tissue), Batches(tiling.encoder)
+    block, copies = tiling.block(slice(0, n), slice(0, n), tissue), replicas(tiling.encoder)
     window = tiling.window(image.shape, mpp, block)
 
-    def run() -> None:
+    def run(encoder: sx.encoders.Encoder) -> None:
         picture = window.resampled(window.of_image(image))
-        tiling.join(batches(tiling.cut(picture, block)), block, tissue)
+        with alone if shares_the_cores(encoder) else nullcontext():
+            tiling.join(Batches(encoder)(tiling.cut(picture, block)), block, tissue)
 
     with FlopCounterMode(display=False) as counter:
-        run()
-    started = time.perf_counter()
-    run()
-    seconds, tiles, operations = time.perf_counter() - started, len(block.tiles), counter.get_total_flops()
+        run(tiling.encoder)
+    with ThreadPoolExecutor(len(copies)) as pool:
+        started = time.perf_counter()
+        list(pool.map(run, copies))
+        seconds = time.perf_counter() - started
+    tiles, operations = len(copies) * len(block.tiles), len(copies) * counter.get_total_flops()
     row = {
         "what": "features",
         "mpp": mpp,
         "tiles_per_s": tiles / seconds,
-        "superpixels_per_s": tissue.size / seconds,
+        "superpixels_per_s": len(copies) * tissue.size / seconds,
         "gflop_per_tile": operations / tiles / 1e9,
         "tflops": operations / seconds / 1e12,
     }
