@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from sphistex import settings
 from sphistex.tl import OutcomeModel, fit_outcome
-from sphistex.tl._cohort import patient_rows
+from sphistex.tl._cohort import Sections, patient_rows
 
 _ROW_COLUMN = np.array([(row, column) for row in range(6) for column in range(12) if (row + column) % 2 == 0])
 _TUMOUR = _ROW_COLUMN[:, 1] >= 6
@@ -140,6 +140,35 @@ def test_sections_of_a_patient_stay_together():
     assert both.predictions["pooled"].to_numpy() == pytest.approx(once.predictions["pooled"], abs=1e-3)
 
 
+def test_one_row_a_patient_serves_lists_of_sections_as_repeated_rows_serve_each_of_them():
+    sections, clinical = _cohort(n=24)
+    by_patient = {"P0": [sections["S0"], sections["S1"]], "P1": (sections["S2"],)}
+    by_patient |= {f"P{number}": sections[f"S{number + 1}"] for number in range(2, 23)}
+    rows = clinical.drop("S1").set_axis(list(by_patient))
+    how: dict[str, Any] = _QUICK | {"folds": 2, "response": "response", "covariates": ["age"]}
+    listed = fit_outcome(by_patient, rows, **how)
+    repeated = clinical.assign(patient=["P0", "P0", *list(by_patient)[1:]])
+    repeated.loc["S1", ["response", "age"]] = repeated.loc["S0", ["response", "age"]]
+    each = fit_outcome(sections, repeated, patient="patient", **how)
+    pd.testing.assert_frame_equal(listed.predictions, each.predictions)
+    assert listed.info["n_sections"] == 24
+    said = listed.predict(by_patient, rows)
+    assert said.index.tolist() == list(by_patient)
+    np.testing.assert_array_equal(said, each.predict(sections, repeated))
+
+
+def test_lists_of_sections_that_hold_none_are_refused(cohort: Cohort):
+    sections, clinical = cohort
+    for value, error, message in (
+        ([], ValueError, r"sections\['S3'\] is an empty list"),
+        (["S3.zarr"], TypeError, r"sections\['S3'\] holds str: give SpatialData"),
+    ):
+        with pytest.raises(error, match=message):
+            fit_outcome(sections | {"S3": value}, clinical, response="response", **_QUICK)
+    with pytest.raises(ValueError, match="some of them twice"):
+        fit_outcome({"S3": [sections["S3"]], "S3[0]": sections["S4"]}, clinical, response="response", **_QUICK)
+
+
 def test_only_the_region_counts(cohort: Cohort):
     """The programme is in the tumour alone: the stroma predicts nothing."""
     how = _QUICK | {"folds": 3, "response": "response"}
@@ -218,7 +247,7 @@ def test_numbers_in_columns_of_objects_and_categories_are_numbers(cohort: Cohort
     sections, clinical = cohort
     same = clinical.astype({"event": object, "age": "category", "response": bool})
     columns = ["event", "age", "response"]
-    rows = patient_rows(sections, same, None, columns)
+    rows = patient_rows(Sections.listed(sections), same, None, columns)
     pd.testing.assert_frame_equal(rows[columns], clinical.loc[list(sections), columns].astype(float))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -68,8 +68,52 @@ class Cohort:
         return _dense(self.tables[section], genes)
 
 
+Section: TypeAlias = SpatialData | AnnData
+
+
+@dataclass(frozen=True)
+class Sections:
+    """Sections one by one.
+
+    Parameters
+    ----------
+    of
+        The sections by name.
+    rows
+        Name of each one's row in the clinical table.
+    """
+
+    of: dict[Any, Section]
+    rows: list[Any]
+
+    @classmethod
+    def listed(cls, sections: Mapping[Any, Section | Sequence[Section]]) -> Sections:
+        """Several sections of a row, given as a list, get numbers behind its name."""
+        if not isinstance(sections, Mapping) or not sections:
+            raise TypeError(
+                f"sections is {type(sections).__name__}: give a dictionary of at least one section, "
+                "whose keys are the index of the clinical table"
+            )
+        found = []
+        for name, given in sections.items():
+            several = isinstance(given, list | tuple)
+            if several and not given:
+                raise ValueError(f"sections[{name!r}] is an empty list: give its sections, or leave it out")
+            each = [(f"{name}[{number}]", one) for number, one in enumerate(given)] if several else [(name, given)]
+            for called, one in each:
+                if not isinstance(one, SpatialData | AnnData):
+                    raise TypeError(
+                        f"sections[{name!r}] holds {type(one).__name__}: give SpatialData, AnnData, or a list of them"
+                    )
+                found.append((called, one, name))
+        names, each_section, rows = (list(column) for column in zip(*found, strict=True))
+        if len(set(names)) < len(names):
+            raise ValueError(f"sections have the names {names}, some of them twice: rename them")
+        return cls(dict(zip(names, each_section, strict=True)), rows)
+
+
 def gather_cohort(
-    sections: Mapping[Any, SpatialData | AnnData],
+    given: Mapping[Any, Section | Sequence[Section]],
     clinical: pd.DataFrame | None,
     *,
     table_key: str,
@@ -81,14 +125,11 @@ def gather_cohort(
 ) -> Cohort:
     """Check everything that does not concern the outcome, and bring it together.
 
-    Patients come in the order of their first sections in ``sections``. Without a clinical table every section is one.
+    Patients come in the order of their first sections. Without a clinical table every section is one.
     """
-    if not isinstance(sections, Mapping) or not sections:
-        raise TypeError(
-            f"sections is {type(sections).__name__}: give a dictionary of at least one section, "
-            "whose keys are the index of the clinical table"
-        )
-    rows = patient_rows(sections, clinical, patient, covariates)
+    listed = Sections.listed(given)
+    sections = listed.of
+    rows = patient_rows(listed, clinical, patient, covariates)
     number = pd.Index(rows["patient"].unique())
     _check_apart(sections, rows["patient"])
     tables = {name: _table_of(name, section, table_key) for name, section in sections.items()}
@@ -117,14 +158,14 @@ def gather_cohort(
 
 
 def patient_rows(
-    sections: Mapping[Any, Any], clinical: pd.DataFrame | None, patient: str | None, columns: Sequence[str]
+    sections: Sections, clinical: pd.DataFrame | None, patient: str | None, columns: Sequence[str]
 ) -> pd.DataFrame:
     """The clinical table in the order of the sections, with a column ``patient`` and the numeric ``columns``."""
-    names = list(sections)
+    names = list(sections.of)
     if clinical is None:
         if columns:
             raise ValueError(f"clinical=None: the columns {list(columns)} are needed")
-        return pd.DataFrame({"patient": names}, index=names)
+        return pd.DataFrame({"patient": sections.rows}, index=names)
     if clinical.index.has_duplicates:
         raise ValueError(f"clinical has several rows for {clinical.index[clinical.index.duplicated()].tolist()}")
     wanted = [*columns, *([patient] if patient else [])]
@@ -134,16 +175,16 @@ def patient_rows(
         raise ValueError(
             f"each column has one meaning, and one place in clinical: {sorted(set(repeated))} have several"
         )
-    rowless = [name for name in names if name not in clinical.index]
-    sectionless = [name for name in clinical.index if name not in sections]
+    rowless = [name for name in dict.fromkeys(sections.rows) if name not in clinical.index]
+    sectionless = [name for name in clinical.index if name not in sections.rows]
     if rowless or sectionless:
         raise ValueError(
             f"sections without a row in clinical: {rowless}; rows without a section: {sectionless}. The index of "
             "clinical must be the keys of sections; leave out the others with clinical.loc[list(sections)], and where "
-            "a patient has several sections repeat the row for each"
+            "a patient with one row has several sections give a list of them"
         )
-    found = clinical.loc[names]
-    rows = pd.DataFrame({"patient": names if patient is None else found[patient].to_numpy()}, index=names)
+    found = clinical.loc[sections.rows]
+    rows = pd.DataFrame({"patient": sections.rows if patient is None else found[patient].to_numpy()}, index=names)
     if without := rows.index[rows["patient"].isna()].tolist():
         raise ValueError(f"patient={patient!r} is missing for {without}")
     if "patient" in columns:
@@ -188,7 +229,7 @@ def _numbers(values: pd.Series, column: str) -> NDArray[np.float64]:
     return numbers
 
 
-def _check_apart(sections: Mapping[Any, SpatialData | AnnData], patients: pd.Series) -> None:
+def _check_apart(sections: Mapping[Any, Section], patients: pd.Series) -> None:
     """Refuse a section of several patients: a model would be judged by what it was fitted to."""
     names_of: dict[int, list[Any]] = {}
     for name, section in sections.items():
@@ -198,7 +239,7 @@ def _check_apart(sections: Mapping[Any, SpatialData | AnnData], patients: pd.Ser
             raise ValueError(f"sections {names} are one and the same object, and of several patients in clinical")
 
 
-def _table_of(name: Hashable, section: SpatialData | AnnData, table_key: str) -> AnnData:
+def _table_of(name: Hashable, section: Section, table_key: str) -> AnnData:
     if isinstance(section, SpatialData):
         if table_key not in section.tables:
             raise KeyError(f"section {name!r} has no table {table_key!r}, only {list(section.tables)}")

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from sphistex.encoders.base import resolve_device
 from sphistex.nn.outcome import Ensemble, Outcome
 from sphistex.settings import settings
-from sphistex.tl._cohort import Cohort, gather_cohort, gather_outcome, patient_rows
+from sphistex.tl._cohort import Cohort, Sections, gather_cohort, gather_outcome, patient_rows
 from sphistex.tl._outcome_parts import Penalised, Scaling, learnable, stratified
 from sphistex.tl._outcome_scores import above_median, score, scores_of
 from sphistex.tl.fit import check_seed
@@ -31,7 +31,7 @@ _MODELS = ("network", "pooled")
 
 
 def fit_outcome(
-    sections: Mapping[Any, SpatialData | AnnData],
+    sections: Mapping[Any, SpatialData | AnnData | Sequence[SpatialData | AnnData]],
     clinical: pd.DataFrame,
     *,
     time: str | None = None,
@@ -62,10 +62,9 @@ def fit_outcome(
     ----------
     sections
         Sections by name: SpatialData, or tables, with log-normalised expression and ``obs["array_row"]`` and
-        ``obs["array_col"]`` as Visium has them. A patient may have several.
+        ``obs["array_col"]`` as Visium has them. Or by patient, where one with several sections has a list of them.
     clinical
-        One row for each section, with the sections' names as index. Rows of one patient agree. A table with one row
-        for each patient serves as it is where sections are named after their patients.
+        One row for each section, or each patient, with the keys of ``sections`` as index. Rows of one patient agree.
     time, event
         Columns for survival: the time until the event or until last seen, and whether there was one (1 or 0).
     response
@@ -73,7 +72,7 @@ def fit_outcome(
     covariates
         Further columns of numbers to learn from, such as age.
     patient
-        Column with the patients; by default each section is a patient's.
+        Column with the patients, where they have several rows; by default each row is a patient's.
     table_key
         Table of each section.
     genes
@@ -167,7 +166,7 @@ def fit_outcome(
         {
             "seed": seed,
             "folds": folds,
-            "n_sections": len(sections),
+            "n_sections": len(cohort.tables),
             "n_permutations": int(n_permutations),
             "seconds": round(clock.perf_counter() - started, 2),
             "versions": {name: version(name) for name in ("sphistex", "torch", "numpy", "scikit-learn")},
@@ -202,7 +201,7 @@ def _outcome(
     asked = [column for column in (time, event, response) if column is not None]
     if leaking := [column for column in covariates if column in asked]:
         raise ValueError(f"covariates={list(covariates)} hold the outcome itself: {leaking}")
-    rows = patient_rows(sections, clinical, patient, [*covariates, *asked])
+    rows = patient_rows(Sections.listed(sections), clinical, patient, [*covariates, *asked])
     return gather_outcome(rows, time=time, event=event, response=response)
 
 

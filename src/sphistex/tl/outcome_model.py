@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ class OutcomeModel:
         return pd.Series(self.pooled.coefficients, index=[*self.genes, *self.columns["covariates"]])
 
     def predict(
-        self, sections: Mapping[Any, SpatialData | AnnData], clinical: pd.DataFrame | None = None
+        self,
+        sections: Mapping[Any, SpatialData | AnnData | Sequence[SpatialData | AnnData]],
+        clinical: pd.DataFrame | None = None,
     ) -> pd.DataFrame:
         """What both models say of other patients.
 
@@ -82,8 +84,8 @@ class OutcomeModel:
         sections
             As for :func:`sphistex.tl.fit_outcome`, with all genes of the model.
         clinical
-            Table with a row for each section, and in it the patient and the covariates if the model was fitted with
-            any; outcomes are not looked at. Without a table every section is a patient's.
+            Table with a row for each section or patient, and in it the patient and the covariates if the model was
+            fitted with any; outcomes are not looked at. Without a table every key of ``sections`` is a patient.
 
         Returns
         -------
