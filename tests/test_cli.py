@@ -277,11 +277,14 @@ def some_model(tmp_path: Path) -> Path:
 
 def test_what_cannot_be_predicted_from_leaves_nothing_behind(some_model: Path, tmp_path: Path) -> None:
     import tifffile
+    import timm
+    import torch
 
     pixels = np.random.default_rng(0).integers(0, 255, (600, 600, 3), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "slide.tif", pixels, photometric="rgb", tile=(128, 128), compression="zlib")
     (tmp_path / "cut.tif").write_bytes((tmp_path / "slide.tif").read_bytes()[:-300_000])
-    out = tmp_path / "out.zarr"
+    out, vit = tmp_path / "out.zarr", tmp_path / "vit.pt"
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), vit)
 
     def refused(said: str, picture: str, *options: Any, model: Path = some_model) -> None:
         done = call("predict-histology", tmp_path / picture, "--model", model, "--out", out, "--quiet", *options)
@@ -293,6 +296,9 @@ def test_what_cannot_be_predicted_from_leaves_nothing_behind(some_model: Path, t
     refused("holds no saved HistologyModel", "slide.tif", "--mpp", 0.5, model=tmp_path)
     refused("give --mpp", "slide.tif")
     refused("Is the file complete", "cut.tif", "--mpp", 0.5)
+    refused("key_added='a/b' cannot be stored", "slide.tif", "--mpp", 0.5, "--key-added", "a/b")
+    refused("neither 'auto', nor registered", "slide.tif", "--mpp", 0.5, "--encoder", "nonsense")
+    refused("encoder", "slide.tif", "--mpp", 0.5, "--encoder", "vit_tiny_patch16_224", "--weights", vit)
 
 
 def test_any_spatialdata_folder_is_known_as_one(some_model: Path, tmp_path: Path) -> None:

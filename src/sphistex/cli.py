@@ -252,8 +252,14 @@ def predict_histology(
     """  # noqa: D301
     with _reporting(quiet):
         from sphistex import pl, tl
+        from sphistex._store import check_name
+        from sphistex.tl.histology import encoder_of
 
-        model = tl.HistologyModel.load(model_path)  # before the picture is written, which takes longer
+        # what can be wrong is found out before the picture is written, which takes longer
+        model = tl.HistologyModel.load(model_path)
+        check_name(how["key_added"])
+        if not _is_section(image):
+            how["encoder"] = encoder_of(model, how["encoder"], how.pop("weights"), how["device"])
         sdata, store = _section_of(image, out, mpp)
         tl.predict_histology(sdata, model, mpp=mpp, **how)
         key = how["key_added"]
@@ -392,10 +398,14 @@ def _is_zarr(store: Path) -> bool:
     return any((store / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs"))
 
 
+def _is_section(path: Path) -> bool:
+    """Whether a path is a SpatialData folder, going by its elements but not its labels: an OME-Zarr may have some."""
+    return _is_zarr(path) and any((path / kind).is_dir() for kind in ("images", "points", "shapes", "tables"))
+
+
 def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[SpatialData, Path]:
     """A section on disk: a SpatialData folder as it is, or a picture in a new one; and where it is."""
-    # not by its labels: an OME-Zarr picture may have some, too
-    if _is_zarr(image) and any((image / kind).is_dir() for kind in ("images", "points", "shapes", "tables")):
+    if _is_section(image):
         if out is not None:
             raise ValueError(f"--out {out}: {image} is a SpatialData folder, into which the result goes; leave it out")
         return _read(image), image

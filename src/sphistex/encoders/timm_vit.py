@@ -117,6 +117,8 @@ class TimmViT:
 
     def with_class_token(self) -> TimmViT:
         """The same encoder with the class token of its tile behind each token, if it has one."""
+        if self._class_token or not self._net.num_prefix_tokens:
+            return self
         return _again(self._made_with | {"class_token": True, "revision": self.revision})
 
     def on(self, device: str) -> TimmViT:

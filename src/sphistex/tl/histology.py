@@ -269,9 +269,7 @@ def predict_histology(
     where = resolve_device(device or settings.device)
     if features_key not in sdata.tables:
         made = model.features
-        of_model = encoder_of_lattice(made["encoder"] if encoder is None else encoder, weights, device)
-        planned = made | {"encoder": of_model.name, "revision": of_model.revision}
-        check_alike(made, planned, "the model", "this section, as they would be made,")
+        of_model = encoder_of(model, encoder, weights, device)
         elements: dict[str, Any] = {"image_key": image_key, "shapes_key": shapes_key, "mpp": mpp}
         lattice_features(
             sdata,
@@ -298,6 +296,17 @@ def predict_histology(
         result.obs["predicted_region"] = pd.Categorical(probabilities.idxmax(axis=1), categories=model.classes)
     record(sdata, key_added, {"features_key": features_key})
     add_element(sdata, "tables", key_added, result, overwrite=overwrite)
+
+
+def encoder_of(
+    model: HistologyModel, encoder: Any = None, weights: str | Path | None = None, device: str | None = None
+) -> Encoder:
+    """The encoder of a model's features, loaded; a ValueError if ``encoder`` or ``weights`` are those of another."""
+    made = model.features
+    found = encoder_of_lattice(made["encoder"] if encoder is None else encoder, weights, device)
+    planned = made | {"encoder": found.name, "revision": found.revision}
+    check_alike(made, planned, "the model", "this section, as they would be made,")
+    return found
 
 
 def _has_spots_like(sdata: SpatialData, lattice: dict[str, Any], elements: dict[str, Any]) -> bool:
