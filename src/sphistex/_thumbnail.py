@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from xarray import DataArray
 
+from sphistex._readable import readable
+
 _THUMBNAIL_PX = 2000
 # Pixels of a strip that is read at once, and the side of the blocks in which it is averaged.
 _STRIP_PX, _BLOCK_PX = 2**27, 2048
@@ -53,7 +55,8 @@ def shrink(image: DataArray, factor: int) -> NDArray[np.uint8]:
         squares = pixels[:, top : min(top + strip, height), :width].rechunk((-1, block, block))
         steps = zip(squares.chunks, (1, factor, factor), strict=True)
         chunks = tuple(tuple(size // step for size in sizes) for sizes, step in steps)
-        parts.append(squares.map_blocks(_reduced, factor, chunks=chunks, dtype=np.uint8).compute())
+        with readable("the image"):
+            parts.append(squares.map_blocks(_reduced, factor, chunks=chunks, dtype=np.uint8).compute())
     return np.moveaxis(np.concatenate(parts, axis=1), 0, -1)
 
 

@@ -388,6 +388,25 @@ def test_damaged_chunks_are_made_again(tmp_path: Path, colours: np.ndarray, back
     np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
 
 
+@pytest.mark.parametrize("read_quickly", [True, False], ids=["found at once", "found midway"])
+def test_a_damaged_image_is_named_and_nothing_is_lost(
+    tmp_path: Path, colours: np.ndarray, monkeypatch: pytest.MonkeyPatch, read_quickly: bool
+) -> None:
+    if not read_quickly:  # as of a large image, of which only windows are looked at before
+        monkeypatch.setattr(features_module, "_READ_QUICKLY", 0)
+    sdata, encoder = section(colours, tmp_path / "s.zarr"), MeanColour()
+    (chunk,) = tmp_path.rglob("he/*/c/0/3/1")
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[: len(content) // 2])
+    with pytest.raises(OSError, match="image.* cannot be read .*copy it again") as raised:
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    assert ("'he'" if read_quickly else "rows 0 to 1024, columns 0 to") in str(raised.value)
+    assert list(read_zarr(tmp_path / "s.zarr").images) == ["he"]
+    chunk.write_bytes(content)
+    superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    np.testing.assert_array_equal(sdata.images["superpixel_features"], colours)
+
+
 def test_what_an_interrupted_run_left_damaged_is_made_again(tmp_path: Path) -> None:
     colours = RNG.integers(1, 256, (3, 100, 70), dtype=np.uint8)
     path, encoder = tmp_path / "s.zarr", MeanColour()

@@ -112,6 +112,18 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_done_twice(tmp_path: Path
     assert sorted(chunks) == [(str(row), str(column)) for row in range(3) for column in range(3)]
 
 
+def test_a_damaged_image_is_named_by_the_worker(
+    tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["sphistex.tl.features"], "_READ_QUICKLY", 0)  # only windows are looked at before
+    sdata, encoder = on_disk(tmp_path), Watched(tmp_path / "log")
+    (chunk,) = tmp_path.rglob("he/*/c/0/3/2")
+    chunk.write_bytes(chunk.read_bytes()[:1000])
+    with Client(cluster), pytest.raises(OSError, match=r"the image \(rows .*\) cannot be read .*copy it again"):
+        superpixel_features(sdata, encoder=encoder, labels_key=None, mpp=0.5)
+    assert list(read_zarr(tmp_path / "s.zarr").images) == ["he"]
+
+
 def test_a_worker_without_room_says_so_and_the_next_run_goes_on(tmp_path: Path, cluster: LocalCluster) -> None:
     sdata, encoder = on_disk(tmp_path), Watched(tmp_path / "log")
 

@@ -24,6 +24,7 @@ from spatialdata.models import Labels2DModel
 from spatialdata.transformations import Scale, Sequence
 from xarray import DataArray
 
+from sphistex._readable import readable
 from sphistex._section import affine_to_image, has_spots, recorded_mpp, resolve_image, resolve_spots
 from sphistex._store import add_element, check_free
 from sphistex.grid import SUPERPIXEL_UM, Grid
@@ -90,6 +91,8 @@ def tissue_mask(
     ValueError
         If the image cannot be used, its scale is not known, ``mask`` does not fit it or is empty, or ``key_added``
         exists.
+    OSError
+        If the image cannot be read.
 
     Warns
     -----
@@ -134,7 +137,12 @@ def tissue_mask(
             f"{SUPERPIXEL_UM:g} µm; take a finer image, or correct mpp="
         )
     grid = Grid.over_image((image.sizes["y"], image.sizes["x"]), mpp)
-    tissue = _detect(sdata.images[image_key], grid) if mask is None else _from_user(sdata, mask, image_key, image, grid)
+    if mask is None:
+        with readable(f"image {image_key!r}"):
+            moments = _moments(_coarse_level(sdata.images[image_key], grid.mpp), grid)
+        tissue = _detect(moments, grid)
+    else:
+        tissue = _from_user(sdata, mask, image_key, image, grid)
     _report(tissue, grid, xy_px, image_key)
     to_image = Scale([grid.pitch_px, grid.pitch_px], axes=("x", "y"))
     element = Labels2DModel.parse(
@@ -170,9 +178,8 @@ def _report(tissue: NDArray[np.bool_], grid: Grid, xy_px: NDArray[np.float64], i
 # ------------------------------------------------------------------------------------------- from the image
 
 
-def _detect(element: Any, grid: Grid) -> NDArray[np.bool_]:
+def _detect(moments: NDArray[np.float32], grid: Grid) -> NDArray[np.bool_]:
     """Tissue on the grid, by texture."""
-    moments = _moments(_coarse_level(element, grid.mpp), grid)
     mean = np.stack([gaussian_filter(plane, _SMOOTHING) for plane in moments[:3]])
     variance = gaussian_filter(moments[3], _SMOOTHING) - (mean**2).mean(axis=0)
     roughness = np.log10(np.sqrt(np.maximum(variance, _MIN_SD**2)))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from sphistex._cluster import active_client, bounded_map
+from sphistex._readable import readable
 from sphistex.encoders.base import Encoder
 from sphistex.encoders.batching import Batches
 from sphistex.encoders.side_by_side import alone, replicas, shares_the_cores
@@ -121,9 +122,17 @@ class _Job:
     def window(self, block: Block) -> Window:
         return self.tiling.window(self.image_shape, self.mpp, block)
 
-    def read(self, block: Block, image: Any) -> tuple[Block, NDArray[np.uint8]]:
+    def picture(self, block: Block, part: Any) -> NDArray[np.uint8]:
+        """What the encoder sees of a chunk, from that part of the image."""
         window = self.window(block)
-        return block, window.resampled(read_pixels(window.of_image(image)))
+        rows, columns = window.inside
+        where = f"rows {rows.start} to {rows.stop}, columns {columns.start} to {columns.stop}"
+        with readable(f"the image ({where})"):
+            pixels = read_pixels(part)
+        return window.resampled(pixels)
+
+    def read(self, block: Block, image: Any) -> tuple[Block, NDArray[np.uint8]]:
+        return block, self.picture(block, self.window(block).of_image(image))
 
     def encode(
         self, block: Block, picture: NDArray[np.uint8], batches: Batches
@@ -192,7 +201,7 @@ def _on_cluster(client: Client, job: _Job, image: da.Array, todo: list[Block], n
 def _make(unpacked_job: Callable[[], _Job], piece: tuple[Block, bytes]) -> Fingerprint:
     """A chunk from beginning to end, on a worker."""
     job, (block, packed) = unpacked_job(), piece
-    picture = job.window(block).resampled(read_pixels(pickle.loads(packed)))
+    picture = job.picture(block, pickle.loads(packed))
     with nullcontext() if shares_the_cores(job.tiling.encoder) else _ENCODING:
         _, encoded = job.encode(block, picture, job.batches)
     return job.write(block, encoded)

@@ -20,6 +20,7 @@ from spatialdata.transformations.transformations import BaseTransformation
 from xarray import DataArray, DataTree
 
 from sphistex import encoders
+from sphistex._readable import readable
 from sphistex._section import check_mpp, has_spots, recorded_mpp, resolve_image, resolve_spots
 from sphistex._store import check_free, record
 from sphistex.encoders.batching import check_batch_size
@@ -102,7 +103,7 @@ def superpixel_features(
     ValueError
         If ``key_added`` exists with other parameters, the mask is not on the grid, or an argument makes no sense.
     OSError
-        If the map cannot be written.
+        If the image cannot be read, or the map cannot be written.
     MemoryError
         If the device cannot hold a single tile.
 
@@ -246,7 +247,7 @@ def _params(
         "mpp": grid.mpp,
         "pitch_um": grid.pitch_um,
         "image_key": image_key,
-        "image_crc": _fingerprint(element, image),
+        "image_crc": _fingerprint(element, image, image_key),
         "labels_key": labels_key,
         "labels_crc": zlib.crc32(np.packbits(tissue).tobytes()),
         "halo_px": tiling.halo * tiling.encoder.patch_size,
@@ -262,7 +263,7 @@ def _version() -> str:
         return "unknown"
 
 
-def _fingerprint(element: DataArray | DataTree, image: DataArray) -> int:
+def _fingerprint(element: DataArray | DataTree, image: DataArray, image_key: str) -> int:
     """Checksum by which it is noticed that the image is another one.
 
     It is that of the image's size and of all pixels of its finest level that is read quickly; where there is none, of
@@ -272,7 +273,8 @@ def _fingerprint(element: DataArray | DataTree, image: DataArray) -> int:
     level = next((one for one in levels if one.size <= _READ_QUICKLY), None)
     found = zlib.crc32(str(image.shape).encode())
     for part in _windows_all_over(image) if level is None else _strips(level):
-        pixels = da.asarray(part).compute(scheduler="threads")  # not by a cluster, which would be sent the image
+        with readable(f"image {image_key!r}"):
+            pixels = da.asarray(part).compute(scheduler="threads")  # not by a cluster, which would be sent the image
         found = zlib.crc32(np.ascontiguousarray(pixels).data, found)
     return found
 
