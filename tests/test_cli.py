@@ -43,6 +43,11 @@ def resolved(section: Path) -> tuple[Path, Result]:
     return store, call("run", store, "--genes", "6", *BUILT_IN, *QUICK, *extras)
 
 
+def test_the_package_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "sphistex", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("sphistex, version"), done.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["demo"], ["run"], ["report"], ["view"], ["bench"]])
 def test_help_is_there_at_once(arguments: list[str]):
     code = f"from sphistex.cli import main; main({[*arguments, '--help']!r})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 import numpy as np
 from anndata import AnnData
@@ -16,6 +17,17 @@ MIN_TISSUE_SPOTS = 20
 
 _RGBA_NAMES = [{"r", "0", "red"}, {"g", "1", "green"}, {"b", "2", "blue"}, {"a", "3", "alpha"}]
 _SUPPORTED = "supported are 8-bit (uint8) RGB images, or RGBA whose alpha is dropped"
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number, and no text, truth value or array that may look like one.
+
+    Examples
+    --------
+    >>> is_number(0.5), is_number(np.float32(2)), is_number("2"), is_number(np.nan), is_number(True)
+    (True, True, False, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_) and bool(np.isfinite(float(value)))
 
 
 def check_rgb(image: DataArray, name: str) -> DataArray:
@@ -163,7 +175,7 @@ def _some(names: Any, most: int = 10) -> str:
 def check_spot_size(spot_diameter_um: float, spot_pitch_um: float) -> None:
     """Check that spots have a size, a distance, and room beside each other."""
     for name, value in (("spot_diameter_um", spot_diameter_um), ("spot_pitch_um", spot_pitch_um)):
-        if not (np.isfinite(value) and value > 0):
+        if not (is_number(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a positive number of microns")
     if spot_diameter_um > spot_pitch_um:
         raise ValueError(

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
+from sphistex._checks import is_number
+
 VISIUM_PITCH_UM = 100.0
 VISIUM_DIAMETER_UM = 55.0
 
@@ -88,7 +90,7 @@ def scale_from_lattice(lattice: Lattice, *, mpp: float | None, spot_pitch_um: fl
         each other by more than 20 %.
     """
     for name, value in (("mpp", mpp), ("spot_pitch_um", spot_pitch_um)):
-        if value is not None and not (np.isfinite(value) and value > 0):
+        if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a positive number of microns")
     pitch_um = VISIUM_PITCH_UM if spot_pitch_um is None and lattice.kind == "hexagonal" else spot_pitch_um
     if pitch_um is None or lattice.kind == "irregular":

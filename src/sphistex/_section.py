@@ -18,7 +18,7 @@ from spatialdata import SpatialData, get_pyramid_levels
 from spatialdata.transformations.transformations import BaseTransformation
 from xarray import DataArray
 
-from sphistex._checks import check_counts, check_rgb
+from sphistex._checks import check_counts, check_rgb, is_number
 from sphistex._elements import (
     INPUT_RECORD,
     are_circles,
@@ -263,7 +263,7 @@ def is_image_alone(sdata: SpatialData) -> bool:
 
 def check_mpp(mpp: float) -> None:
     """Refuse microns per pixel that no microscope's image has."""
-    if not 0 < mpp < 100:
+    if not (is_number(mpp) and 0 < mpp < 100):
         raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
 
 

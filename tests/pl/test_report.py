@@ -174,6 +174,8 @@ def test_mistakes_leave_the_page_that_was_there(judged: SpatialData, tmp_path: P
         pl.report(judged, out, genes="nonsense")
     with pytest.raises(IsADirectoryError, match="is a folder: name a file in it"):
         pl.report(judged, tmp_path)
+    with pytest.raises(OSError, match=r"report.html.* cannot be written: .*choose another folder"):
+        pl.report(judged, out / "report.html")
     with pytest.raises(KeyError, match="key='counts' is a table, but not a result"):
         pl.report(judged, out, key="counts")
     del judged.tables["superres"]

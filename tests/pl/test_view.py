@@ -152,6 +152,8 @@ def test_a_port_in_use_is_named(certain: SpatialData):
             sx.pl.view(certain, port=port, browser=False)
     with pytest.raises(ValueError, match="port=70000"):
         sx.pl.view(certain, port=70_000, browser=False)
+    with pytest.raises(ValueError, match="port='80' must be a whole number"):
+        sx.pl.view(certain, port="80", browser=False)  # type: ignore[arg-type]
 
 
 def test_a_missing_extra_is_named(certain: SpatialData, monkeypatch: pytest.MonkeyPatch):

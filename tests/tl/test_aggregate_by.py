@@ -277,11 +277,17 @@ def test_what_has_no_area_and_what_takes_too_much_is_refused(sdata, monkeypatch)
         sdata.labels["nuclei"].data = values  # newer versions of spatialdata would refuse it above
         with pytest.raises(ValueError, match=f"labels 'nuclei' are .*{message}"):
             tl.aggregate_by(sdata, "nuclei")
+    add_shapes(sdata, [at(3, 20, 2, 2)])
+    table = sdata.tables["superres"]
+    whole, table.X = table.X, table.X.copy()
+    table.X[3, 2] = np.nan
+    with pytest.raises(ValueError, match="'superres' has 1 counts that are NaN or infinite"):
+        tl.aggregate_by(sdata, "cells")
+    table.X = whole
     add_shapes(sdata, [at(3, 20, 2, 2)] * 1000)
     monkeypatch.setattr(settings, "memory_gb", 1e-5)
     with pytest.raises(ValueError, match="1,000 instances of 7 genes take .* genes="):
         tl.aggregate_by(sdata, "cells")
-    table = sdata.tables["superres"]
     table.uns["log1p"] = {}
     with pytest.raises(ValueError, match="holds logarithms"):
         tl.aggregate_by(sdata, "cells")

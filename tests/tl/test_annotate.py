@@ -244,6 +244,7 @@ def test_resolved_regions_are_nearer_to_the_true_ones_than_those_of_interpolated
         ({"n_clusters": 10**6}, ValueError, "too few to cluster"),
         ({"method": "leiden", "n_clusters": 3}, ValueError, "resolution="),
         ({"smooth_um": -1}, ValueError, "smooth_um=-1"),
+        ({"smooth_um": "10"}, ValueError, "smooth_um='10' must be a number"),
         ({"n_components": 0}, ValueError, "n_components=0"),
         ({"key_added": "compartment"}, ValueError, "key_added='compartment' is in table 'superres' already"),
     ],

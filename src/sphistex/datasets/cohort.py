@@ -9,6 +9,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, ndtri
 from spatialdata import SpatialData
 
+from sphistex._checks import is_number
 from sphistex.datasets import _cells, _expression, _stain, _tissue
 from sphistex.datasets.simulate import _elements, _grow, _scale, _Section, _size
 from sphistex.metrics.concordance import concordance
@@ -72,9 +73,9 @@ def simulate_cohort(
     for name, value, least in (("n_patients", n_patients, 2), ("n_genes", n_genes, 10), ("seed", seed, 0)):
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
-    if not (np.isfinite(depth) and depth > 0):
+    if not (is_number(depth) and depth > 0):
         raise ValueError(f"depth={depth!r}: give the mean counts of a spot, a positive number")
-    if not 0.5 <= true_concordance <= 0.95:
+    if not (is_number(true_concordance) and 0.5 <= true_concordance <= 0.95):
         raise ValueError(f"true_concordance={true_concordance!r}: give a number from 0.5 (chance) to 0.95")
 
     names = [f"S{number:03d}" for number in range(1, n_patients + 1)]

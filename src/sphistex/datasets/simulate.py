@@ -15,6 +15,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Identity, Scale
 
+from sphistex._checks import is_number
 from sphistex.bags import Bags
 from sphistex.datasets import _cells, _expression, _stain, _tissue
 from sphistex.grid import Grid
@@ -87,7 +88,7 @@ def simulate(
     for name, value, least in (("n_genes", n_genes, 1), ("n_sections", n_sections, 1), ("seed", seed, 0)):
         if not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}={value!r}: give a whole number of at least {least}")
-    if not (np.isfinite(depth) and depth > 0):
+    if not (is_number(depth) and depth > 0):
         raise ValueError(f"depth={depth!r}: give the mean counts of a spot, a positive number")
 
     shape_px = (round(height_um / _stain.MPP), round(width_um / _stain.MPP))

@@ -12,7 +12,7 @@ from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
 
-from sphistex._checks import check_counts
+from sphistex._checks import check_counts, is_number
 from sphistex.io.images import ImageLike
 from sphistex.io.spots import check_centres, image_element, spot_table
 
@@ -53,9 +53,9 @@ def from_bins(image: ImageLike, adata: AnnData, xy_px: ArrayLike, *, bin_px: flo
     (['square_008um'], ['counts'])
     """
     centres = check_centres(xy_px, adata)
-    if not (np.isfinite(bin_px) and bin_px > 0):
+    if not (is_number(bin_px) and bin_px > 0):
         raise ValueError(f"bin_px={bin_px!r} must be a positive number of pixels")
-    if int(bin_um) != bin_um or bin_um < 1:
+    if not (is_number(bin_um) and int(bin_um) == bin_um and bin_um >= 1):
         raise ValueError(f"bin_um={bin_um!r} must be a whole number of microns, such as 8")
     _check_lattice(centres, bin_px)
     check_counts(adata, "adata")

@@ -10,6 +10,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
+from sphistex._checks import is_number
 from sphistex.pl._borders import draw_border
 from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
 from sphistex.pl._sources import Lattice, find_table, read_picture
@@ -81,7 +82,7 @@ def interface(
             "sphistex.tl.interface"
         )
     distance = table.obs[distance_key].to_numpy(float)
-    if not (np.isfinite(max_um) and max_um > 0):
+    if not (is_number(max_um) and max_um > 0):
         raise ValueError(f"max_um={max_um!r} must be a positive number of µm")
     made = made_how(table, table_key)
     lattice = Lattice.of(sdata, table, made)

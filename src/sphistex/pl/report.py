@@ -10,6 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pandas as pd
@@ -99,9 +100,7 @@ def report(
     >>> with TemporaryDirectory() as folder:
     ...     sx.pl.report(sdata, Path(folder) / "report.html")
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"path={str(path)!r} is a folder: name a file in it, such as report.html")
+    path = _checked_path(path)
     table, made = open_result(sdata, key)
     section = find_section(sdata, made)
     listed = check_genes(table, key, genes) if genes is not None else None
@@ -161,9 +160,23 @@ def _drawn(caption: str, draw: Callable[..., Figure | None], kind: str = "png") 
     return caption, f"data:{_TYPES[kind]};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _checked_path(path: str | Path) -> Path:
+    """The path of a file that can be written: found out before the page is made."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"path={str(path)!r} is a folder: name a file in it, such as report.html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"path={str(path)!r} cannot be written: {reason}; choose another folder") from error
+    return path
+
+
 def _write(path: Path, html: str) -> None:
     """Write a file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.partial")
     try:
         unfinished.write_text(html, encoding="utf-8")

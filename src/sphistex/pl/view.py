@@ -7,6 +7,7 @@ import socket
 import webbrowser
 from typing import TYPE_CHECKING
 
+import numpy as np
 from spatialdata import SpatialData
 
 from sphistex.pl._background import Background
@@ -100,8 +101,8 @@ def _free_port(port: int) -> int:
     ValueError
         If there is no port of that number.
     """
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port={port} must be between 0 and 65535")
+    if isinstance(port, bool) or not isinstance(port, int | np.integer) or not 0 <= port <= 65535:
+        raise ValueError(f"port={port!r} must be a whole number between 0 and 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -16,7 +16,7 @@ from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableMo
 from spatialdata.transformations import Identity, Scale
 from xarray import DataArray
 
-from sphistex._checks import check_spot_size
+from sphistex._checks import check_spot_size, is_number
 from sphistex._elements import INPUT_RECORD, hd_bin_um
 from sphistex._scale import lattice_of
 from sphistex._section import Section, affine_to_image, resolve_image, resolve_section
@@ -105,7 +105,7 @@ def pseudo_visium(
     check_spot_size(spot_diameter_um, spot_pitch_um)
     if lattice not in ("hexagonal", "square"):
         raise ValueError(f'lattice={lattice!r} must be "hexagonal" or "square"')
-    if not np.isfinite(rotation_deg):
+    if not is_number(rotation_deg):
         raise ValueError(f"rotation_deg={rotation_deg!r} must be a number of degrees")
     if points_key is None:
         section = resolve_section(

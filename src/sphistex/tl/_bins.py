@@ -12,6 +12,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from spatialdata import SpatialData
 
+from sphistex._checks import is_number
 from sphistex._scale import lattice_of
 from sphistex._section import Section
 from sphistex.tl._inputs import spots_on_tissue, tissue_of
@@ -62,7 +63,7 @@ def bins_of(table: AnnData, pitch_um: float, side_um: float) -> tuple[Places, in
     ValueError
         If superpixels do not fill such bins, or tissue none of them.
     """
-    factor = round(side_um / pitch_um) if np.isfinite(side_um) else 0
+    factor = round(side_um / pitch_um) if is_number(side_um) else 0
     if factor < 1 or abs(side_um / pitch_um - factor) > _ROUNDING:
         raise ValueError(f"bin_um={side_um!r} must be a multiple of {pitch_um:g} µm, the side of a superpixel")
     bin_of = table.obs[["array_row", "array_col"]].to_numpy() // factor

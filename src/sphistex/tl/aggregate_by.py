@@ -112,7 +112,7 @@ def aggregate_by(
         _check_memory(len(areas.ids), len(chosen))
 
     new = AnnData(
-        _sums(areas.weights, table.X, table.var_names.get_indexer(chosen)),
+        _sums(areas.weights, table.X, table.var_names.get_indexer(chosen), table_key),
         obs=_obs(areas, element_key, superpixels.pitch_um),
         var=table.var.loc[chosen].copy(),
         obsm={"spatial": moved(areas.centres, superpixels.to_px)},
@@ -144,17 +144,28 @@ def _check_memory(n: int, n_genes: int) -> None:
 
 
 def _sums(
-    weights: sparse.csr_matrix, counts: Any, columns: NDArray[np.intp]
+    weights: sparse.csr_matrix, counts: Any, columns: NDArray[np.intp], table_key: str
 ) -> NDArray[np.float32] | sparse.csr_matrix:
     """Counts (n, n_genes) by area, a few genes at a time; summed in double precision, since regions may be large."""
     if sparse.issparse(counts):
-        return sparse.csr_matrix(weights @ counts[:, columns], dtype=np.float32)
+        chosen = counts[:, columns]
+        _check_finite(chosen.data, table_key)
+        return sparse.csr_matrix(weights @ chosen, dtype=np.float32)
     out = np.empty((weights.shape[0], len(columns)), dtype=np.float32)
     with tqdm(total=len(columns), desc="summing", unit="gene", disable=not settings.progress) as bar:
         for part, values in gene_blocks(counts, columns):
+            _check_finite(values, table_key)
             out[:, part] = weights @ values
             bar.update(values.shape[1])
     return out
+
+
+def _check_finite(values: NDArray[Any], table_key: str) -> None:
+    if lost := int(np.count_nonzero(~np.isfinite(values))):
+        raise ValueError(
+            f"table {table_key!r} has {lost} counts that are NaN or infinite, which would spread to whole instances: "
+            "leave those superpixels or genes out, or make the result again"
+        )
 
 
 def _obs(areas: Areas, element_key: str, pitch_um: float) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from skimage.filters import threshold_otsu
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel
 
+from sphistex._checks import is_number
 from sphistex._section import moved
 from sphistex._store import add_element, check_free, record, remove_element
 from sphistex.tl._annotate import annotate, check_own
@@ -156,11 +157,10 @@ def aggregates(
 
 
 def _check_arguments(threshold: float | Threshold, smooth_um: float, min_area_um2: float) -> None:
-    is_number = isinstance(threshold, int | float | np.number) and not isinstance(threshold, bool)
-    if not (is_number and np.isfinite(threshold)) and threshold not in ("chance", "otsu"):
+    if not is_number(threshold) and threshold not in ("chance", "otsu"):
         raise ValueError(f'threshold={threshold!r} must be "chance", "otsu" or a number')
     for name, value in (("smooth_um", smooth_um), ("min_area_um2", min_area_um2)):
-        if not (np.isfinite(value) and value >= 0):
+        if not (is_number(value) and value >= 0):
             raise ValueError(f"{name}={value!r} must be a number of at least 0")
 
 

@@ -13,6 +13,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
+from sphistex._checks import is_number
 from sphistex.tl._annotate import annotate as add_to_table
 from sphistex.tl._annotate import check_own
 from sphistex.tl._expression import Expression
@@ -195,10 +196,10 @@ def _checked_numbers(n_clusters: int | Sequence[int] | None, method: Method, n_s
 def _check_numbers(resolution: float, n_components: int, smooth_um: float, min_area_um2: float) -> None:
     if isinstance(n_components, bool) or not isinstance(n_components, int | np.integer) or n_components < 1:
         raise ValueError(f"n_components={n_components!r} must be a whole number of at least 1")
-    if not (np.isfinite(resolution) and resolution > 0):
+    if not (is_number(resolution) and resolution > 0):
         raise ValueError(f"resolution={resolution!r} must be a number above 0")
     for name, value in (("smooth_um", smooth_um), ("min_area_um2", min_area_um2)):
-        if not (np.isfinite(value) and value >= 0):
+        if not (is_number(value) and value >= 0):
             raise ValueError(f"{name}={value!r} must be a number of at least 0")
 
 

@@ -11,6 +11,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
+from sphistex._checks import is_number
 from sphistex.settings import settings
 from sphistex.tl._annotate import annotate, check_own
 from sphistex.tl._expression import Expression, find_table
@@ -140,7 +141,7 @@ def check_numbers(n_markers: int, max_q: float, min_genes: int) -> None:
     for name, value, least in (("n_markers", n_markers, 1), ("min_genes", min_genes, 2)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-    if not 0 < max_q <= 1:
+    if not (is_number(max_q) and 0 < max_q <= 1):
         raise ValueError(f"max_q={max_q!r} must lie between 0 and 1")
 
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex._checks import check_open
+from sphistex._checks import check_open, is_number
 from sphistex.metrics import coarsen
 from sphistex.metrics.lattice import maps
 from sphistex.tl._genes import check_genes
@@ -167,15 +167,15 @@ def _check_counts(table: AnnData, key: str, mean: NDArray[np.float64]) -> None:
 
 def _checked(pitch_um: float, scale_um: float, level: float, of: str, above: float | None, fdr: float) -> int:
     """How many superpixels wide a square is."""
-    factor = round(scale_um / pitch_um) if np.isfinite(scale_um) else 0
+    factor = round(scale_um / pitch_um) if is_number(scale_um) else 0
     if factor < 1 or not np.isclose(factor * pitch_um, scale_um):
         raise ValueError(f"scale_um={scale_um!r} must be a multiple of {pitch_um:g} µm, the side of a superpixel")
     for name, value in (("level", level), ("fdr", fdr)):
-        if not 0 < value < 1:
+        if not (is_number(value) and 0 < value < 1):
             raise ValueError(f"{name}={value!r} must lie between 0 and 1")
     if of not in ("counts", "expression"):
         raise ValueError(f'of={of!r} must be "counts" or "expression"')
-    if above is not None and not (np.isfinite(above) and above >= 0):
+    if above is not None and not (is_number(above) and above >= 0):
         raise ValueError(f"above={above!r} must be a number of counts per superpixel, not below 0")
     return factor
 

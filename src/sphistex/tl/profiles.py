@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 from spatialdata import SpatialData
 
-from sphistex._checks import check_genes, check_open
+from sphistex._checks import check_genes, check_open, is_number
 from sphistex.tl._expression import find_table
 from sphistex.tl._gene_blocks import gene_blocks
 from sphistex.tl._superpixels import Superpixels
@@ -146,7 +146,7 @@ def _blocks(superpixels: Superpixels, block_um: float) -> NDArray[np.int64]:
 
 def _check_numbers(bin_um: float, max_um: float | None, block_um: float, level: float) -> None:
     for name, value in (("bin_um", bin_um), ("max_um", max_um), ("block_um", block_um)):
-        if value is not None and not (np.isfinite(value) and value > 0):
+        if value is not None and not (is_number(value) and value > 0):
             raise ValueError(f"{name}={value!r} must be a positive number of µm")
-    if not 0 < level < 1:
+    if not (is_number(level) and 0 < level < 1):
         raise ValueError(f"level={level!r} must lie between 0 and 1")

@@ -205,6 +205,8 @@ def _totals(table: AnnData, names: list[str]) -> NDArray[np.float64]:
     totals = np.zeros(table.n_obs)
     for rows, _, values in Expression(table, None).blocks(genes=table.var_names.get_indexer(names)):
         totals[rows] += values.sum(1, dtype=np.float64)
+    if lost := int(np.count_nonzero(~np.isfinite(totals))):
+        raise ValueError(f"{lost} of {len(totals)} spots or superpixels have counts that are NaN or infinite")
     return totals
 
 

@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from spatialdata import SpatialData
 
+from sphistex._checks import is_number
 from sphistex._section import Section
 from sphistex.tl._annotate import annotate as add_to_table
 from sphistex.tl._annotate import check_own
@@ -98,7 +99,7 @@ def transfer_annotation(
     """
     table, made = find_result(sdata, table_key)
     section = section_of(sdata, made, table_key)
-    if not 0 < trust < 1:
+    if not (is_number(trust) and 0 < trust < 1):
         raise ValueError(f"trust={trust!r} must lie between 0 and 1")
     seed = check_seed(seed)
     name = column if key_added is None else key_added

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 from tqdm.auto import tqdm
 
-from sphistex._checks import check_tissue_spots
+from sphistex._checks import check_tissue_spots, is_number
 from sphistex._section import resolve_section
 from sphistex._store import add_element, attach
 from sphistex.encoders.base import resolve_device
@@ -201,7 +201,7 @@ def _take(inputs: Inputs, chosen: NDArray[np.bool_]) -> Inputs:
 
 def _blocks(xy_um: NDArray[np.float64], block_um: float) -> NDArray[np.bool_]:
     """Spots (n_spots,) in the squares that are held out: one in ``_ONE_IN``, none beside another."""
-    if not (np.isfinite(block_um) and block_um > 0):
+    if not (is_number(block_um) and block_um > 0):
         raise ValueError(f"block_um={block_um!r} must be a positive number of µm")
     column, row = np.floor((xy_um - xy_um.min(0)) / block_um).astype(int).T
     return (column + 2 * row) % _ONE_IN == 0
