@@ -302,6 +302,10 @@ def test_what_cannot_be_predicted_from_leaves_nothing_behind(some_model: Path, t
     refused("give --mpp", "slide.tif")
     refused("Is the file complete", "cut.tif", "--mpp", 0.5)
     refused("key_added='a/b' cannot be stored", "slide.tif", "--mpp", 0.5, "--key-added", "a/b")
+    for name in ("image", "tissue", "lattice_features", "lattice_features_spots"):
+        refused(f"key_added='{name}' is ", "slide.tif", "--mpp", 0.5, "--key-added", name)
+    refused("mpp=20.0 must be the microns per pixel", "slide.tif", "--mpp", 20)
+    refused("--image, --table: ", "slide.tif", "--mpp", 0.5, "--image", "image", "--table", "counts")
     refused("neither 'auto', nor registered", "slide.tif", "--mpp", 0.5, "--encoder", "nonsense")
     refused("encoder", "slide.tif", "--mpp", 0.5, "--encoder", "vit_tiny_patch16_224", "--weights", vit)
 

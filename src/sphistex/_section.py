@@ -262,9 +262,12 @@ def is_image_alone(sdata: SpatialData) -> bool:
 
 
 def check_mpp(mpp: float) -> None:
-    """Refuse microns per pixel that no microscope's image has."""
-    if not (is_number(mpp) and 0 < mpp < 100):
-        raise ValueError(f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5")
+    """Refuse microns per pixel that are none, or whose pixels are larger than superpixels."""
+    if not (is_number(mpp) and 0 < mpp <= SUPERPIXEL_UM):
+        raise ValueError(
+            f"mpp={mpp!r} must be the microns per pixel of the image, such as 0.25 or 0.5, and at most "
+            f"{SUPERPIXEL_UM:g}, the side of a superpixel"
+        )
 
 
 def recorded_mpp(sdata: SpatialData, image_key: str | None = None) -> float | None:

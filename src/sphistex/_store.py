@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,6 +85,12 @@ def check_free(sdata: SpatialData, kind: Kind, name: str, *, overwrite: bool) ->
         raise ValueError(f"key_added={name!r} exists in sdata.{kind}; pass overwrite=True to replace it")
     if sdata.is_backed() and (Path(sdata.path) / kind / name).exists():
         raise ValueError(f"key_added={name!r} exists on disk in {sdata.path}/{kind}; pass overwrite=True to replace it")
+
+
+def check_apart(name: str, planned: Iterable[str]) -> None:
+    """Raise a ValueError if ``name`` is also that of an element which will be made on the way."""
+    if name in planned:
+        raise ValueError(f"key_added={name!r} is the name of an element that is made on the way; choose another one")
 
 
 def check_name(name: str) -> None:

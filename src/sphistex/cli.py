@@ -6,7 +6,7 @@ import logging
 import shutil
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,15 +252,15 @@ def predict_histology(
     """  # noqa: D301
     with _reporting(quiet):
         from sphistex import pl, tl
-        from sphistex._store import check_name
-        from sphistex.tl.histology import encoder_of
+        from sphistex.tl.histology import check_key, encoder_of
 
         # what can be wrong is found out before the picture is written, which takes longer
         model = tl.HistologyModel.load(model_path)
-        check_name(how["key_added"])
         if not _is_section(image):
+            if named := [f"--{what}" for what in ("image", "shapes", "table") if how[f"{what}_key"] is not None]:
+                raise ValueError(f"{', '.join(named)}: {image} is a picture, in which nothing is named; leave it out")
             how["encoder"] = encoder_of(model, how["encoder"], how.pop("weights"), how["device"])
-        sdata, store = _section_of(image, out, mpp)
+        sdata, store = _section_of(image, out, mpp, lambda section: check_key(section, how["key_added"]))
         tl.predict_histology(sdata, model, mpp=mpp, **how)
         key = how["key_added"]
         table = sdata.tables[key]
@@ -403,8 +403,10 @@ def _is_section(path: Path) -> bool:
     return _is_zarr(path) and any((path / kind).is_dir() for kind in ("images", "points", "shapes", "tables"))
 
 
-def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[SpatialData, Path]:
-    """A section on disk: a SpatialData folder as it is, or a picture in a new one; and where it is."""
+def _section_of(
+    image: Path, out: Path | None, mpp: float | None, check: Callable[[SpatialData], None]
+) -> tuple[SpatialData, Path]:
+    """A section on disk: a SpatialData folder as it is, or a picture, once checked, in a new one; and where it is."""
     if _is_section(image):
         if out is not None:
             raise ValueError(f"--out {out}: {image} is a SpatialData folder, into which the result goes; leave it out")
@@ -417,13 +419,15 @@ def _section_of(image: Path, out: Path | None, mpp: float | None) -> tuple[Spati
         raise ValueError(
             f"--out {out} exists: choose another name, or pass it in the place of {image} to go on with it"
         )
-    from sphistex._section import recorded_mpp
+    from sphistex._section import check_mpp, recorded_mpp
     from sphistex._store import staging_path
     from sphistex.io import read_image
 
     section = read_image(image, mpp=mpp)
-    if recorded_mpp(section) is None:
+    if (scale := recorded_mpp(section)) is None:
         raise ValueError(f"{image} does not say its scale: give --mpp, its microns per pixel, such as 0.25 or 0.5")
+    check_mpp(scale)
+    check(section)
     staged = staging_path(out, "new")
     shutil.rmtree(staged, ignore_errors=True)
     try:

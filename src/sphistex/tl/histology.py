@@ -16,7 +16,7 @@ from xarray import DataArray
 
 from sphistex._scale import lattice_of
 from sphistex._section import has_spots, resolve_spots
-from sphistex._store import add_element, check_free, record
+from sphistex._store import add_element, check_apart, check_free, record
 from sphistex._thumbnail import thumbnail
 from sphistex.encoders.base import Encoder, resolve_device
 from sphistex.nn.histology import HistologyModel, LatticeSection, histology_parameters
@@ -33,7 +33,7 @@ from sphistex.tl._measured import (
     layout_of,
     warn_if_single,
 )
-from sphistex.tl._positions import find_positions
+from sphistex.tl._positions import find_positions, region_of
 from sphistex.tl._sections import Placed, about, resolve_sections
 from sphistex.tl.fit import check_seed
 from sphistex.tl.lattice_features import (
@@ -265,7 +265,7 @@ def predict_histology(
     --------
     See :func:`fit_histology`.
     """
-    check_free(sdata, "tables", key_added, overwrite=overwrite)
+    check_key(sdata, key_added, features_key, tissue_key, overwrite=overwrite)
     where = resolve_device(device or settings.device)
     if features_key not in sdata.tables:
         made = model.features
@@ -296,6 +296,19 @@ def predict_histology(
         result.obs["predicted_region"] = pd.Categorical(probabilities.idxmax(axis=1), categories=model.classes)
     record(sdata, key_added, {"features_key": features_key})
     add_element(sdata, "tables", key_added, result, overwrite=overwrite)
+
+
+def check_key(
+    sdata: SpatialData,
+    key_added: str,
+    features_key: str = "lattice_features",
+    tissue_key: str = "tissue",
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Raise a ValueError or TypeError if the table of predictions cannot have that name."""
+    check_free(sdata, "tables", key_added, overwrite=overwrite)
+    check_apart(key_added, [features_key, region_of(features_key), tissue_key])
 
 
 def encoder_of(

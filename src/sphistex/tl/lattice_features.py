@@ -17,7 +17,7 @@ from spatialdata.models import Labels2DModel, TableModel
 from xarray import DataArray
 
 from sphistex import encoders
-from sphistex._store import add_element, check_free, record
+from sphistex._store import add_element, check_apart, check_free, record
 from sphistex.bags import Bags
 from sphistex.encoders.stain import Restained
 from sphistex.grid import Grid
@@ -112,6 +112,7 @@ def lattice_features(
     True
     """
     check_free(sdata, "tables", key_added, overwrite=overwrite)
+    check_apart(key_added, [tissue_key])
     scales = check_scales(scales)
     check_versions(stain_versions)
     positions = find_positions(
