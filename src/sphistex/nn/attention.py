@@ -73,7 +73,8 @@ class CrossAttention(nn.Module):
         # keys before queries: the softmax over a handful of keys then runs along many queries at once
         score = (keys.flatten(2, 3) @ query.transpose(-1, -2)).unflatten(2, keys.shape[2:4]) + offset
         out = score.softmax(-2).flatten(2, 3).transpose(-1, -2) @ values.flatten(2, 3)
-        return out + self.out.bias[:, None].to(out.dtype)
+        # the bias in its own precision: its gradient, summed in half of it, would depend on how many models train
+        return out + self.out.bias[:, None]
 
     def _of_few(self, query: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         """Attend from few to many: keys are projected by the queries, and values when they have been averaged."""
