@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
@@ -76,6 +78,47 @@ def frame(ax: Axes, window: Window) -> None:
     ax.spines[:].set_color("0.8")
 
 
+def charts(ax: Axes | None, n: int, most_columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure and its empty charts (n,), each of so many inches, in rows; or the axes that a user gave."""
+    if ax is not None:
+        return figure_of(ax), [ax]
+    n_columns = min(most_columns, n)
+    n_rows = -(-n // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        squeeze=False,
+        figsize=(inches[0] * n_columns + 0.4, inches[1] * n_rows + 0.4),
+        layout="constrained",
+        dpi=DPI,
+        facecolor="white",
+    )
+    for spare in axes.flat[n:]:
+        spare.remove()
+    return figure, list(axes.flat[:n])
+
+
+def beside_image(
+    ax: Axes | None, image: tuple[NDArray, Window], n_maps: int, window: Window
+) -> tuple[Figure, list[Axes]]:
+    """A figure of the image and empty panels for maps beside it; or the axes that a user gave, for one map alone."""
+    if ax is not None:
+        frame(ax, window)
+        add_scale_bar(ax)
+        return figure_of(ax), [ax]
+    figure, (axes,) = panels(1, 1 + n_maps, window)
+    draw_raster(axes[0], *image)
+    axes[0].set_title("H&E", fontsize=10)
+    add_scale_bar(axes[0])
+    return figure, list(axes)
+
+
+def check_single(ax: Axes | None, argument: str, names: list[str]) -> None:
+    """Raise a ValueError if a user gave axes, which take one map, for several."""
+    if ax is not None and len(names) != 1:
+        raise ValueError(f"{argument}={names}: ax= takes one of them; choose one, or leave ax= out")
+
+
 def single(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
     """The axes that a user gave and their figure, or a new one of so many inches."""
     if ax is not None:
@@ -103,6 +146,30 @@ def around_zero(values: NDArray, quantile: float = 1.0) -> TwoSlopeNorm:
     size = np.abs(values[np.isfinite(values)])
     most = float(np.quantile(size, quantile)) if len(size) else 0.0
     return TwoSlopeNorm(0.0, -(most or 1.0), most or 1.0)
+
+
+def add_colour_bar(
+    figure: Figure,
+    axes: list[Axes],
+    colours: ScalarMappable,
+    label: str,
+    extend: Literal["neither", "both", "min", "max"] = "neither",
+) -> Axes:
+    """Draw the colour scale that panels share to the right of them."""
+    bar = figure.colorbar(colours, ax=axes, extend=extend, shrink=0.8, aspect=25, pad=0.015)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return bar.ax
+
+
+def add_legend(figure: Figure, ax: Axes | None, handles: list[Artist], n_columns: int = 1) -> None:
+    """Say what colours mean, at the right of a figure, or of the axes that a user gave."""
+    if ax is None:
+        figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, ncols=n_columns)
+    else:
+        style: dict[str, Any] = {"frameon": False, "fontsize": 8, "ncols": n_columns}
+        ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), **style)
 
 
 def add_scale_bar(ax: Axes) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, around_zero, draw_raster, finish, panels
+from sphistex.pl._canvas import add_colour_bar, around_zero, beside_image, check_single, draw_raster, finish
 from sphistex.pl._places import Places
 from sphistex.pl._sources import Lattice, find_table, read_picture
 from sphistex.tl._trust import made_how
@@ -35,6 +36,7 @@ def activity(
     key: str = "enrichment",
     image_key: str | None = None,
     cmap: str | Colormap = "RdBu_r",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -54,6 +56,8 @@ def activity(
         The image, where it is not clear.
     cmap
         Colour map; its middle is 0, where a set is as active as the other genes of the table.
+    ax
+        Axes to draw the scores of one gene set into, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -68,7 +72,7 @@ def activity(
     KeyError
         If there is no such table, no scores in it, or not of these gene sets.
     ValueError
-        If no gene set is named, or the rows of the table have no known place.
+        If no gene set is named, several are to be drawn into one ``ax``, or the rows of the table have no known place.
 
     Examples
     --------
@@ -85,6 +89,7 @@ def activity(
         raise KeyError(f"key={key!r}: table {table_key!r} has no scores of that name; sphistex.tl.enrich makes them")
     scores = table.obsm[key]
     names = _chosen(scores, gene_sets)
+    check_single(ax, "gene_sets", names)
     try:  # superpixels are pixels of a map, and all others are drawn as disks
         made = made_how(table, table_key)
         lattice = Lattice.of(sdata, table, made)
@@ -96,25 +101,20 @@ def activity(
     window = window.padded(_MARGIN)
     picture = read_picture(sdata, image_key, window, mpp)
 
-    figure, (axes,) = panels(1, 1 + len(names), window)
-    draw_raster(axes[0], *picture)
-    axes[0].set_title("H&E", fontsize=10)
-    add_scale_bar(axes[0])
+    figure, axes = beside_image(ax, picture, len(names), window)
     norm = around_zero(scores[names].to_numpy(dtype=float), _QUANTILE)
-    for ax, name in zip(axes[1:], names, strict=True):
-        draw_raster(ax, *picture, alpha=_FAINT)
+    for panel, name in zip(axes[-len(names) :], names, strict=True):
+        draw_raster(panel, *picture, alpha=_FAINT)
         values = scores[name].to_numpy(dtype=float)
         if places is None:
-            draw_raster(ax, _raster(table, values, lattice), lattice.window, cmap=cmap, norm=norm, interpolation="none")
+            raster = _raster(table, values, lattice)
+            draw_raster(panel, raster, lattice.window, cmap=cmap, norm=norm, interpolation="none")
         else:
             shown = places.placed & np.isfinite(values)
-            places.draw(ax, shown, array=values[shown], cmap=cmap, norm=norm)
-        ax.set_title(name.replace("_", " "), fontsize=9)
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=axes.tolist(), shrink=0.8, aspect=25, pad=0.015, extend="both")
-    bar.set_label("activity (t)", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    return finish(figure, save, return_fig)
+            places.draw(panel, shown, array=values[shown], cmap=cmap, norm=norm)
+        panel.set_title(name.replace("_", " "), fontsize=9)
+    add_colour_bar(figure, axes, ScalarMappable(norm, cmap), "activity (t)", "both")
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _chosen(scores: pd.DataFrame, gene_sets: str | Sequence[str] | None) -> list[str]:

@@ -14,7 +14,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import add_colour_bar, beside_image, draw_raster, finish
 from sphistex.pl._sources import Lattice, find_table, read_picture
 from sphistex.tl._trust import made_how
 
@@ -30,6 +30,7 @@ def aggregates(
     image_key: str | None = None,
     colour: str = "black",
     cmap: str | Colormap = "viridis",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -47,6 +48,8 @@ def aggregates(
         Of the outlines over the image; over the score they are white.
     cmap
         Colour map of the score.
+    ax
+        Axes to draw the score and the outlines into, without the image, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -86,28 +89,20 @@ def aggregates(
     raster = lattice.raster(table.obsm["spatial"], table.obs[column].to_numpy(float))
     norm = Normalize(*np.nanpercentile(raster, [1, 99.5]))
 
-    figure, axes = panels(1, 2, window)
-    draw_raster(axes[0, 0], *picture)
-    draw_raster(axes[0, 1], raster, lattice.window, cmap=cmap, norm=norm)
+    figure, axes = beside_image(ax, picture, 1, window)
+    draw_raster(axes[-1], raster, lattice.window, cmap=cmap, norm=norm)
     n_found = 0
     if key in sdata.shapes:
         outlines = sdata.shapes[key].geometry
         n_found = len(outlines)
-        for ax, line in zip(axes[0], (colour, "white"), strict=True):
-            _outline(ax, outlines.to_numpy(), lattice.mpp, line)
+        for panel in axes:
+            _outline(panel, outlines.to_numpy(), lattice.mpp, "white" if panel is axes[-1] else colour)
         if n_found <= _NUMBERED:
-            _number(axes[0, 0], outlines, lattice.mpp)
-    axes[0, 0].set_title("H&E", fontsize=10)
-    axes[0, 1].set_title(f"Score of {len(made['genes'])} genes, {n_found} aggregate{'s' * (n_found != 1)}", fontsize=10)
-    add_scale_bar(axes[0, 0])
-    bar = figure.colorbar(
-        ScalarMappable(norm, cmap), ax=axes[0].tolist(), extend="both", shrink=0.8, aspect=25, pad=0.015
-    )
-    bar.set_label("mean z-score", fontsize=8)
-    bar.ax.axhline(float(made["threshold"]), color="white", linewidth=1.2)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    return finish(figure, save, return_fig)
+            _number(axes[0], outlines, lattice.mpp)
+    axes[-1].set_title(f"Score of {len(made['genes'])} genes, {n_found} aggregate{'s' * (n_found != 1)}", fontsize=10)
+    bar = add_colour_bar(figure, axes, ScalarMappable(norm, cmap), "mean z-score", "both")
+    bar.axhline(float(made["threshold"]), color="white", linewidth=1.2)
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _outline(ax: Axes, polygons: np.ndarray, mpp: float, colour: str) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import add_legend, beside_image, check_single, draw_raster, finish
 from sphistex.pl._groups import find_groups, group_colours
 from sphistex.pl._sources import Lattice, find_table, read_picture
 from sphistex.tl._trust import made_how
@@ -31,6 +32,7 @@ def annotation(
     *,
     table_key: str = "superres",
     palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -49,6 +51,8 @@ def annotation(
     palette
         Colours of some or all names; by default those of ``uns["<column>_colors"]``, as scanpy keeps them, or a colour
         map of Matplotlib's.
+    ax
+        Axes to draw the superpixels of one column into, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -63,7 +67,7 @@ def annotation(
     KeyError
         If there is no such table or column.
     ValueError
-        If the table is no result, or a column holds numbers.
+        If the table is no result, a column holds numbers, or several are to be drawn into one ``ax``.
 
     Examples
     --------
@@ -80,25 +84,22 @@ def annotation(
     names = [columns] if isinstance(columns, str) else list(columns)
     if not names:
         raise ValueError(f"columns={columns!r}: name at least one column of table {table_key!r}")
+    check_single(ax, "columns", names)
     groups = [find_groups(table, table_key, "columns", name) for name in names]
     colours = group_colours(groups, [(table, name) for name in names], palette)
     lattice = Lattice.of(sdata, table, made)
     window = lattice.window.padded(_MARGIN)
     picture = read_picture(sdata, made["section"]["image_key"], window, lattice.mpp)
 
-    figure, (axes,) = panels(1, 1 + len(groups), window)
-    draw_raster(axes[0], *picture)
-    axes[0].set_title("H&E", fontsize=10)
-    add_scale_bar(axes[0])
+    figure, axes = beside_image(ax, picture, len(groups), window)
     place = lattice.row_column(table.obsm["spatial"])
-    for ax, group, name in zip(axes[1:], groups, names, strict=True):
-        draw_raster(ax, *picture)
-        _draw(ax, group, place, lattice, colours)
-        ax.set_title(name.replace("_", " "), fontsize=10)
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    n_columns = -(-len(handles) // _PER_COLUMN)
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8, ncols=n_columns)
-    return finish(figure, save, return_fig)
+    for panel, group, name in zip(axes[-len(groups) :], groups, names, strict=True):
+        draw_raster(panel, *picture)
+        _draw(panel, group, place, lattice, colours)
+        panel.set_title(name.replace("_", " "), fontsize=10)
+    handles: list[Artist] = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    add_legend(figure, ax, handles, -(-len(handles) // _PER_COLUMN))
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _draw(ax: Axes, group: pd.Series, place: tuple, lattice: Lattice, colours: Mapping[str, str]) -> None:

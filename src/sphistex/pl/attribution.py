@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, around_zero, draw_raster, finish, panels
+from sphistex.pl._canvas import add_colour_bar, around_zero, beside_image, draw_raster, finish
 from sphistex.pl._places import Places
 from sphistex.pl._sources import find_table, read_picture
 
@@ -28,6 +29,7 @@ def attribution(
     *,
     image_key: str | None = None,
     cmap: str | Colormap = "RdBu_r",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -43,6 +45,8 @@ def attribution(
         The image, where it is not clear.
     cmap
         Colour map; its middle is 0.
+    ax
+        Axes to draw the attribution into, without the image beside it, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -83,14 +87,9 @@ def attribution(
     picture = read_picture(sdata, places.image_key, window, places.mpp)
     shares = model.attribution(sdata).to_numpy()
     norm = around_zero(shares)
-    figure, axes = panels(1, 2, window)
-    for ax, alpha, title in zip(axes[0], (1.0, _FAINT), ("H&E", "Attribution"), strict=True):
-        draw_raster(ax, *picture, alpha=alpha)
-        ax.set_title(title, fontsize=10)
-    places.draw(axes[0, 1], places.placed, array=shares[places.placed], cmap=cmap, norm=norm)
-    add_scale_bar(axes[0, 0])
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=axes[0].tolist(), shrink=0.8, aspect=25, pad=0.015)
-    bar.set_label(f"added to the {_WHAT[model.kind]}", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    return finish(figure, save, return_fig)
+    figure, axes = beside_image(ax, picture, 1, window)
+    draw_raster(axes[-1], *picture, alpha=_FAINT)
+    places.draw(axes[-1], places.placed, array=shares[places.placed], cmap=cmap, norm=norm)
+    axes[-1].set_title("Attribution", fontsize=10)
+    add_colour_bar(figure, axes, ScalarMappable(norm, cmap), f"added to the {_WHAT[model.kind]}")
+    return finish(figure, save, return_fig, ax=ax)

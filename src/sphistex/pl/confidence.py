@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import Window, add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import Window, add_colour_bar, add_scale_bar, draw_raster, finish, panels
 from sphistex.pl._sources import Lattice, check_genes, find_table, values_of
 from sphistex.tl import confidence as intervals
 from sphistex.tl._trust import made_how
@@ -135,12 +135,5 @@ def _outline(ax: Axes, called: NDArray, window: Window) -> None:
 def _label_row(figure: Figure, row: NDArray, gene: str, scale_um: float, counts: ScalarMappable) -> None:
     row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     add_scale_bar(row[0])
-    chances = ScalarMappable(Normalize(0, 1), "Greys")
-    for axes, colours, label, extend in (
-        (row[:3], counts, f"counts per {scale_um:g} × {scale_um:g} µm", "max"),
-        (row[3:], chances, "probability", "neither"),
-    ):
-        bar = figure.colorbar(colours, ax=axes.tolist(), extend=extend, shrink=0.8, aspect=25, pad=0.015)
-        bar.set_label(label, fontsize=8)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
+    add_colour_bar(figure, row[:3].tolist(), counts, f"counts per {scale_um:g} × {scale_um:g} µm", "max")
+    add_colour_bar(figure, row[3:].tolist(), ScalarMappable(Normalize(0, 1), "Greys"), "probability")

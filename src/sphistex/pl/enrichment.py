@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import DPI, finish
+from sphistex.pl._canvas import finish, single
 from sphistex.pl._sources import find_table
 
 # -log10 q beyond which dots do not grow, and the area of such a dot in square points.
@@ -28,6 +28,7 @@ def enrichment(
     key: str = "enrichment",
     n_sets: int = 20,
     cmap: str = "viridis",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -48,6 +49,8 @@ def enrichment(
         At most so many gene sets, those with the smallest q in any group.
     cmap
         Colour map.
+    ax
+        Axes to draw into, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -89,8 +92,8 @@ def enrichment(
 
     longest = max(map(len, sets))
     size = 1.6 + 0.075 * longest + 0.55 * len(groups), max(2.6, 1.0 + 0.3 * len(sets))
-    figure, ax = plt.subplots(figsize=size, layout="constrained", dpi=DPI, facecolor="white")
-    dots = ax.scatter(
+    figure, panel = single(ax, *size)
+    dots = panel.scatter(
         [groups.index(group) for group in found["group"]],
         [sets.index(name) for name in found["gene_set"]],
         s=_area(found["q"]),
@@ -101,9 +104,9 @@ def enrichment(
         edgecolors=np.where(found["q"] <= _CERTAIN, "black", "none").tolist(),
         linewidths=1,
     )
-    _frame(ax, groups, sets)
-    _legends(figure, ax, dots)
-    return finish(figure, save, return_fig)
+    _frame(panel, groups, sets)
+    _legends(figure, panel, dots, within=ax is not None)
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _best_sets(found: pd.DataFrame, n_sets: int) -> list[str]:
@@ -127,11 +130,16 @@ def _frame(ax: Axes, groups: list[str], sets: list[str]) -> None:
     ax.tick_params(length=0)
 
 
-def _legends(figure: Figure, ax: Axes, dots: PathCollection) -> None:
+def _legends(figure: Figure, ax: Axes, dots: PathCollection, *, within: bool) -> None:
+    """What colours and areas say, at the right of a figure; or ``within`` axes of the user's."""
     bar = figure.colorbar(dots, ax=ax, shrink=0.5, aspect=14, anchor=(0, 0), pad=0.03)
     bar.set_label("log odds ratio", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     shown = (0.05, 1e-3, 1e-6)
     handles = [ax.scatter([], [], s=_area(np.array([q]))[0], color="0.5", label=f"{q:g}") for q in shown]
-    figure.legend(handles=handles, title="q", loc="outside right upper", frameon=False, fontsize=8, title_fontsize=8)
+    style: dict[str, Any] = {"title": "q", "frameon": False, "fontsize": 8, "title_fontsize": 8}
+    if within:
+        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), **style)
+    else:
+        figure.legend(handles=handles, loc="outside right upper", **style)

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from sphistex._section import Section
-from sphistex.pl._canvas import Window, add_scale_bar, draw_raster, figure_of, finish, frame, panels
+from sphistex.pl._canvas import (
+    Window,
+    add_colour_bar,
+    add_scale_bar,
+    check_single,
+    draw_raster,
+    figure_of,
+    finish,
+    frame,
+    panels,
+)
 from sphistex.pl._sources import Lattice, check_genes, find_result, find_section, find_table, read_picture, values_of
 
 _MARGIN = 0.02
@@ -100,8 +110,7 @@ def expression(
     true = None if truth is None else find_table(sdata, "truth", truth)
     if true is not None:
         check_genes(true, str(truth), names)
-    if ax is not None and len(names) > 1:
-        raise ValueError(f"genes={names}: ax= takes the superpixels of one gene; name one, or leave ax= out")
+    check_single(ax, "genes", names)
     section = find_section(sdata, made)
     if section.has_spots:
         check_genes(section.table, section.table_key, names)
@@ -205,10 +214,7 @@ def bin_raster(section: Section, values: NDArray) -> tuple[NDArray[np.float64], 
 def _label_row(figure: Figure, row: NDArray, gene: str, pitch_um: float, colours: ScalarMappable) -> None:
     row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
     add_scale_bar(row[0])
-    bar = figure.colorbar(colours, ax=row.tolist(), extend="max", shrink=0.8, aspect=25, pad=0.015)
-    bar.set_label(f"counts per {pitch_um:g} × {pitch_um:g} µm", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
+    add_colour_bar(figure, row.tolist(), colours, f"counts per {pitch_um:g} × {pitch_um:g} µm", "max")
 
 
 def column_titles(section: Section, pitch_um: float) -> dict[str, str]:

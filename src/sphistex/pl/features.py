@@ -8,11 +8,12 @@ from pathlib import Path
 
 import dask.array as da
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import Window, add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import Window, beside_image, draw_raster, finish
 from sphistex.pl._sources import read_picture
 
 _FITTED_ON = 50_000
@@ -26,6 +27,7 @@ def features(
     sdata: SpatialData,
     *,
     key: str = "superpixel_features",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -40,6 +42,8 @@ def features(
         SpatialData with a feature map of :func:`sphistex.tl.superpixel_features`.
     key
         Name of the feature map.
+    ax
+        Axes to draw the feature map into, without the image beside it, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -79,13 +83,11 @@ def features(
     tissue = Window(*(float(i) * pitch_um for i in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
     window = tissue.padded(_MARGIN)
 
-    figure, axes = panels(1, 2, window)
-    draw_raster(axes[0, 0], *read_picture(sdata, made["image_key"], window, made["mpp"]))
-    draw_raster(axes[0, 1], np.nan_to_num(colours, nan=1.0), whole)
-    add_scale_bar(axes[0, 0])
-    axes[0, 0].set_title("H&E", fontsize=10)
-    axes[0, 1].set_title(f"{made['encoder']}, {pitch_um:g} µm", fontsize=10)
-    return finish(figure, save, return_fig)
+    picture = read_picture(sdata, made["image_key"], window, made["mpp"])
+    figure, axes = beside_image(ax, picture, 1, window)
+    draw_raster(axes[-1], np.nan_to_num(colours, nan=1.0), whole)
+    axes[-1].set_title(f"{made['encoder']}, {pitch_um:g} µm", fontsize=10)
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def principal_colours(vectors: da.Array, *, seed: int = 0) -> NDArray[np.float32]:

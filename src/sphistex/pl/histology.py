@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -13,7 +14,16 @@ from numpy.typing import NDArray
 from spatialdata import SpatialData
 
 from sphistex.metrics import pearson
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import (
+    add_colour_bar,
+    add_scale_bar,
+    check_single,
+    draw_raster,
+    figure_of,
+    finish,
+    frame,
+    panels,
+)
 from sphistex.pl._places import Places, joined
 from sphistex.pl._sources import check_genes, find_table, read_picture
 from sphistex.pl.expression import colour_scale
@@ -34,6 +44,7 @@ def histology(
     cmap: str | Colormap = "viridis",
     vmin: float | str = "p1",
     vmax: float | str = "p99",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -60,6 +71,8 @@ def histology(
         Colour map.
     vmin, vmax
         Ends of the colour scale, or percentiles such as ``"p99"`` of predicted and measured spots together.
+    ax
+        Axes to draw the predicted map of one gene into, without the other panels, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -74,7 +87,8 @@ def histology(
     KeyError
         If a table or a gene does not exist.
     ValueError
-        If the spots of a table have no known place, or the limits make no sense.
+        If the spots of a table have no known place, the limits make no sense, or several maps are to be drawn into one
+        ``ax``.
 
     Examples
     --------
@@ -87,6 +101,9 @@ def histology(
     """
     table = find_table(sdata, "table_key", table_key)
     names = check_genes(table, table_key, genes)
+    check_single(ax, "genes", names)
+    if ax is not None and measured_key is not None:
+        raise ValueError(f"measured_key={measured_key!r}: ax= takes the predicted map alone; leave one of them out")
     sources = [(Places.of(sdata, table, table_key, image_key), Expression.of(table, table_key), "Predicted")]
     if measured_key is not None:
         measured = find_table(sdata, "measured_key", measured_key)
@@ -100,25 +117,25 @@ def histology(
     picture = read_picture(sdata, first.image_key, window, first.mpp)
     pairs = first.nearest(last)
 
-    figure, axes = panels(len(names), 1 + len(sources), window)
+    if ax is None:
+        figure, axes = panels(len(names), 1 + len(sources), window)
+        axes[0, 0].set_title("H&E", fontsize=10)
+        for panel in axes[:, 0]:
+            draw_raster(panel, *picture)
+    else:
+        figure, axes = figure_of(ax), np.array([[ax]])
+        frame(ax, window)
     for row, gene, values, norm in zip(axes, names, maps, norms, strict=True):
-        draw_raster(row[0], *picture)
         row[0].set_ylabel(gene, fontsize=11, fontstyle="italic")
         add_scale_bar(row[0])
-        for ax, (places, _, title), shown in zip(row[1:], sources, values, strict=True):
-            draw_raster(ax, *picture, alpha=_FAINT)
-            places.draw(ax, places.placed, array=shown[places.placed], cmap=cmap, norm=norm)
-            ax.set_title(title, fontsize=10)
+        for panel, (places, _, title), shown in zip(row[-len(sources) :], sources, values, strict=True):
+            draw_raster(panel, *picture, alpha=_FAINT)
+            places.draw(panel, places.placed, array=shown[places.placed], cmap=cmap, norm=norm)
+            panel.set_title(title, fontsize=10)
         if len(sources) > 1:
             row[2].set_title(f"Measured, {_agreement(values, pairs)}", fontsize=10)
-        bar = figure.colorbar(
-            ScalarMappable(norm, cmap), ax=row.tolist(), extend="both", shrink=0.8, aspect=25, pad=0.015
-        )
-        bar.set_label("log expression", fontsize=8)
-        bar.ax.tick_params(labelsize=8)
-        bar.outline.set_visible(False)
-    axes[0, 0].set_title("H&E", fontsize=10)
-    return finish(figure, save, return_fig)
+        add_colour_bar(figure, row.tolist(), ScalarMappable(norm, cmap), "log expression", "both")
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _agreement(values: list[NDArray], pairs: tuple[NDArray[np.intp], NDArray[np.intp]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
@@ -12,7 +13,7 @@ from spatialdata import SpatialData
 
 from sphistex._checks import is_number
 from sphistex.pl._borders import draw_border
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import add_colour_bar, beside_image, draw_raster, finish
 from sphistex.pl._sources import Lattice, find_table, read_picture
 from sphistex.tl._trust import made_how
 
@@ -28,6 +29,7 @@ def interface(
     image_key: str | None = None,
     colour: str = "black",
     cmap: str | Colormap = "RdBu",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -47,6 +49,8 @@ def interface(
         Of the border.
     cmap
         Colour map; its middle is the border.
+    ax
+        Axes to draw the distances into, without the image beside them, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -90,18 +94,11 @@ def interface(
     picture = read_picture(sdata, image_key or made["section"]["image_key"], window, lattice.mpp)
     raster = lattice.raster(table.obsm["spatial"], distance)
 
-    figure, axes = panels(1, 2, window)
+    figure, axes = beside_image(ax, picture, 1, window)
     norm = Normalize(-max_um, max_um)
-    draw_raster(axes[0, 0], *picture)
-    draw_raster(axes[0, 1], raster, lattice.window, cmap=cmap, norm=norm)
-    for ax, title in zip(axes[0], ("H&E", "Distance from the border"), strict=True):
-        draw_border(ax, raster < 0, np.isfinite(raster), lattice.window, colors=colour, linewidths=0.8)
-        ax.set_title(title, fontsize=10)
-    add_scale_bar(axes[0, 0])
-    bar = figure.colorbar(
-        ScalarMappable(norm, cmap), ax=axes[0].tolist(), extend="both", shrink=0.8, aspect=25, pad=0.015
-    )
-    bar.set_label("µm, inside below 0", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)
-    return finish(figure, save, return_fig)
+    draw_raster(axes[-1], raster, lattice.window, cmap=cmap, norm=norm)
+    for panel in axes:
+        draw_border(panel, raster < 0, np.isfinite(raster), lattice.window, colors=colour, linewidths=0.8)
+    axes[-1].set_title("Distance from the border", fontsize=10)
+    add_colour_bar(figure, axes, ScalarMappable(norm, cmap), "µm, inside below 0", "both")
+    return finish(figure, save, return_fig, ax=ax)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sphistex.pl._canvas import DPI, finish
+from sphistex.pl._canvas import charts, check_single, finish
 
 _COLUMNS = ("gene", "statistic", "before", "after")
 _TITLES = {
@@ -32,6 +32,7 @@ def patterns(
     table: pd.DataFrame,
     *,
     n_named: int = 8,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -48,6 +49,8 @@ def patterns(
     n_named
         At most so many genes of each panel are named: those farthest from their null on the patterned side, or where
         there is none from the diagonal; of what is finer than the spots, only genes beyond their null.
+    ax
+        Axes to draw one statistic into, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -62,7 +65,7 @@ def patterns(
     KeyError
         If a column is missing.
     ValueError
-        If there is nothing to draw.
+        If there is nothing to draw, or several statistics are to be drawn into one ``ax``.
 
     Examples
     --------
@@ -82,28 +85,27 @@ def patterns(
     if drawn.empty:
         raise ValueError("table holds no gene with two values of a statistic to compare: there is nothing to draw")
     statistics = list(drawn["statistic"].unique())
-    columns = min(len(statistics), _COLUMNS_OF_PANELS)
-    rows = -(-len(statistics) // columns)
-    size = (_INCHES + _INCHES_FOR_NAMES) * columns, _INCHES * rows + 0.4
-    figure, axes = plt.subplots(
-        rows, columns, squeeze=False, figsize=size, layout="constrained", dpi=DPI, facecolor="white"
-    )
-    panels = list(axes.flat)
-    for spare in panels[len(statistics) :]:
-        spare.remove()
-    panels = panels[: len(statistics)]
-    for ax, statistic in zip(panels, statistics, strict=True):
+    check_single(ax, "statistics of table", statistics)
+    figure, panels = charts(ax, len(statistics), _COLUMNS_OF_PANELS, (_INCHES + _INCHES_FOR_NAMES, _INCHES))
+    for panel, statistic in zip(panels, statistics, strict=True):
         found = drawn[drawn["statistic"] == statistic]
-        named = _draw_finer(ax, found) if statistic == "fine" else _draw(ax, found)
-        _name(ax, found.iloc[named[:n_named]], "null" if statistic == "fine" else "before")
-        ax.set_title(_TITLES.get(statistic, statistic), fontsize=10)
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-    handles = {label: handle for ax in panels for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8
-    )
-    return finish(figure, save, return_fig)
+        named = _draw_finer(panel, found) if statistic == "fine" else _draw(panel, found)
+        _name(panel, found.iloc[named[:n_named]], "null" if statistic == "fine" else "before")
+        panel.set_title(_TITLES.get(statistic, statistic), fontsize=10)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    _legend(figure, panels, within=ax is not None)
+    return finish(figure, save, return_fig, ax=ax)
+
+
+def _legend(figure: Figure, panels: list[Axes], *, within: bool) -> None:
+    """What colours say, below all panels, or ``within`` axes of the user's, who may have put more into the figure."""
+    found = {label: handle for ax in panels for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if within:
+        panels[0].legend(list(found.values()), list(found), loc="best", frameon=False, fontsize=8)
+    else:
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(found)}
+        figure.legend(list(found.values()), list(found), frameon=False, fontsize=8, **place)
 
 
 def _draw(ax: Axes, found: pd.DataFrame) -> NDArray[np.intp]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import DPI, finish
+from sphistex.pl._canvas import charts, check_single, finish
 from sphistex.tl import profiles as measured_profiles
 
 _MOST_COLUMNS = 4
@@ -31,6 +30,7 @@ def profiles(
     level: float = 0.95,
     layer: str | None = None,
     colour: str = "tab:blue",
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -48,6 +48,8 @@ def profiles(
         As in :func:`sphistex.tl.profiles`.
     colour
         Of the lines.
+    ax
+        Axes to draw the profile of one gene into, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -60,7 +62,7 @@ def profiles(
     Raises
     ------
     KeyError, ValueError
-        As :func:`sphistex.tl.profiles`.
+        As :func:`sphistex.tl.profiles`; a ValueError also if several genes are to be drawn into one ``ax``.
 
     Examples
     --------
@@ -72,6 +74,7 @@ def profiles(
     >>> [ax.get_title() for ax in figure.axes] == genes
     True
     """
+    check_single(ax, "genes", [genes] if isinstance(genes, str) else list(genes))
     found = measured_profiles(
         sdata,
         genes,
@@ -84,28 +87,21 @@ def profiles(
         layer=layer,
     )
     names = list(found["gene"].unique())
-    n_columns = min(_MOST_COLUMNS, len(names))
-    n_rows = -(-len(names) // n_columns)
-    figure, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        squeeze=False,
-        sharex=True,
-        figsize=(_PANEL_INCHES[0] * n_columns + 0.4, _PANEL_INCHES[1] * n_rows + 0.4),
-        layout="constrained",
-        dpi=DPI,
-        facecolor="white",
+    figure, panels = charts(ax, len(names), _MOST_COLUMNS, _PANEL_INCHES)
+    for panel, name in zip(panels, names, strict=True):
+        _draw(panel, found[found["gene"] == name], colour)
+        panel.set_title(name, fontsize=10, fontstyle="italic")
+    _label(figure if ax is None else ax, "counts per superpixel" if layer is None else layer)
+    return finish(figure, save, return_fig, ax=ax)
+
+
+def _label(whole: Figure | Axes, unit: str) -> None:
+    """Say what the axes are, once for all panels."""
+    of_x, of_y = (
+        (whole.supxlabel, whole.supylabel) if isinstance(whole, Figure) else (whole.set_xlabel, whole.set_ylabel)
     )
-    for ax, name in zip(axes.ravel(), names, strict=False):
-        _draw(ax, found[found["gene"] == name], colour)
-        ax.set_title(name, fontsize=10, fontstyle="italic")
-    for ax in axes.ravel()[len(names) :]:
-        ax.remove()
-    for ax in axes.ravel()[max(0, len(names) - n_columns) : len(names)]:  # the lowest one of each column
-        ax.tick_params(labelbottom=True)
-    figure.supxlabel("µm from the border, inside below 0", fontsize=9)
-    figure.supylabel("counts per superpixel" if layer is None else layer, fontsize=9)
-    return finish(figure, save, return_fig)
+    of_x("µm from the border, inside below 0", fontsize=9)
+    of_y(unit, fontsize=9)
 
 
 def _draw(ax: Axes, profile: pd.DataFrame, colour: str) -> None:

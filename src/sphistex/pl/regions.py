@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from spatialdata import SpatialData
 
-from sphistex.pl._canvas import add_scale_bar, draw_raster, finish, panels
+from sphistex.pl._canvas import add_legend, beside_image, check_single, draw_raster, finish
 from sphistex.pl._groups import find_groups, group_colours
 from sphistex.pl._places import Places, joined
 from sphistex.pl._sources import find_table, read_picture
@@ -30,6 +31,7 @@ def regions(
     measured_key: str | None = None,
     image_key: str | None = None,
     palette: Mapping[str, str] | None = None,
+    ax: Axes | None = None,
     save: str | Path | None = None,
     return_fig: bool = False,
 ) -> Figure | None:
@@ -52,6 +54,8 @@ def regions(
     palette
         Colours of some or all names; by default those of ``uns["<column>_colors"]``, as scanpy keeps them, or a colour
         map of Matplotlib's.
+    ax
+        Axes to draw the spots of ``column`` into, as a part of a figure of your own.
     save
         File to save the figure to; its ending says the format.
     return_fig
@@ -66,7 +70,8 @@ def regions(
     KeyError
         If a table or a column does not exist.
     ValueError
-        If a column holds numbers, or the spots of a table have no known place.
+        If a column holds numbers, the spots of a table have no known place, or two columns are to be drawn into one
+        ``ax``.
 
     Examples
     --------
@@ -79,6 +84,7 @@ def regions(
     ['left', 'right']
     """
     table = find_table(sdata, "table_key", table_key)
+    check_single(ax, "column, measured_column", [name for name in (column, measured_column) if name is not None])
     groups = [find_groups(table, table_key, "column", column)]
     places = [Places.of(sdata, table, table_key, image_key)]
     tables = [(table, column)]
@@ -92,17 +98,14 @@ def regions(
     window = joined(places[0].window, places[-1].window).padded(_MARGIN)
     picture = read_picture(sdata, places[0].image_key, window, places[0].mpp)
 
-    figure, (axes,) = panels(1, 1 + len(groups), window)
-    draw_raster(axes[0], *picture)
-    axes[0].set_title("H&E", fontsize=10)
-    add_scale_bar(axes[0])
-    for ax, group, place, (_, title) in zip(axes[1:], groups, places, tables, strict=True):
-        draw_raster(ax, *picture, alpha=_FAINT)
-        _draw(ax, group, place, colours)
-        ax.set_title(title.replace("_", " "), fontsize=10)
-    handles = [Line2D([], [], marker="o", ls="", ms=6, color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=8)
-    return finish(figure, save, return_fig)
+    figure, axes = beside_image(ax, picture, len(groups), window)
+    for panel, group, place, (_, title) in zip(axes[-len(groups) :], groups, places, tables, strict=True):
+        draw_raster(panel, *picture, alpha=_FAINT)
+        _draw(panel, group, place, colours)
+        panel.set_title(title.replace("_", " "), fontsize=10)
+    disk = partial(Line2D, [], [], marker="o", ls="", ms=6)
+    add_legend(figure, ax, [disk(color=colour, label=name) for name, colour in colours.items()])
+    return finish(figure, save, return_fig, ax=ax)
 
 
 def _draw(ax: Axes, groups: pd.Series, places: Places, colours: dict[str, str]) -> None:

@@ -88,6 +88,8 @@ class FitFolder:
             os.rename(unready, self._model)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(unready, ignore_errors=True)
+            if self._model.is_dir():  # another process has fitted the same meanwhile
+                return
             warnings.warn(
                 f"the fitted model cannot be kept in {self.path}: {error}. If what follows is interrupted, it is "
                 "fitted again",
