@@ -99,7 +99,7 @@ def charts(ax: Axes | None, n: int, most_columns: int, inches: tuple[float, floa
 
 
 def beside_image(
-    ax: Axes | None, image: tuple[NDArray, Window], n_maps: int, window: Window
+    ax: Axes | None, image: tuple[NDArray, Window] | None, n_maps: int, window: Window
 ) -> tuple[Figure, list[Axes]]:
     """A figure of the image and empty panels for maps beside it; or the axes that a user gave, for one map alone."""
     if ax is not None:
@@ -107,7 +107,8 @@ def beside_image(
         add_scale_bar(ax)
         return figure_of(ax), [ax]
     figure, (axes,) = panels(1, 1 + n_maps, window)
-    draw_raster(axes[0], *image)
+    if image is not None:
+        draw_raster(axes[0], *image)
     axes[0].set_title("H&E", fontsize=10)
     add_scale_bar(axes[0])
     return figure, list(axes)

@@ -85,7 +85,9 @@ def aggregates(
     result = made_how(table, table_key)
     lattice = Lattice.of(sdata, table, result)
     window = lattice.window.padded(_MARGIN)
-    picture = read_picture(sdata, image_key or result["section"]["image_key"], window, lattice.mpp)
+    picture = (
+        read_picture(sdata, image_key or result["section"]["image_key"], window, lattice.mpp) if ax is None else None
+    )
     raster = lattice.raster(table.obsm["spatial"], table.obs[column].to_numpy(float))
     norm = Normalize(*np.nanpercentile(raster, [1, 99.5]))
 

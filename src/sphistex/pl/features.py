@@ -83,7 +83,7 @@ def features(
     tissue = Window(*(float(i) * pitch_um for i in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)))
     window = tissue.padded(_MARGIN)
 
-    picture = read_picture(sdata, made["image_key"], window, made["mpp"])
+    picture = read_picture(sdata, made["image_key"], window, made["mpp"]) if ax is None else None
     figure, axes = beside_image(ax, picture, 1, window)
     draw_raster(axes[-1], np.nan_to_num(colours, nan=1.0), whole)
     axes[-1].set_title(f"{made['encoder']}, {pitch_um:g} µm", fontsize=10)

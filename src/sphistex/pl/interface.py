@@ -91,7 +91,9 @@ def interface(
     made = made_how(table, table_key)
     lattice = Lattice.of(sdata, table, made)
     window = lattice.window.padded(_MARGIN)
-    picture = read_picture(sdata, image_key or made["section"]["image_key"], window, lattice.mpp)
+    picture = (
+        read_picture(sdata, image_key or made["section"]["image_key"], window, lattice.mpp) if ax is None else None
+    )
     raster = lattice.raster(table.obsm["spatial"], distance)
 
     figure, axes = beside_image(ax, picture, 1, window)

@@ -91,17 +91,14 @@ def profiles(
     for panel, name in zip(panels, names, strict=True):
         _draw(panel, found[found["gene"] == name], colour)
         panel.set_title(name, fontsize=10, fontstyle="italic")
-    _label(figure if ax is None else ax, "counts per superpixel" if layer is None else layer)
+    x, y = "µm from the border, inside below 0", "counts per superpixel" if layer is None else layer
+    if ax is None:
+        figure.supxlabel(x, fontsize=9)
+        figure.supylabel(y, fontsize=9)
+    else:
+        ax.set_xlabel(x, fontsize=9)
+        ax.set_ylabel(y, fontsize=9)
     return finish(figure, save, return_fig, ax=ax)
-
-
-def _label(whole: Figure | Axes, unit: str) -> None:
-    """Say what the axes are, once for all panels."""
-    of_x, of_y = (
-        (whole.supxlabel, whole.supylabel) if isinstance(whole, Figure) else (whole.set_xlabel, whole.set_ylabel)
-    )
-    of_x("µm from the border, inside below 0", fontsize=9)
-    of_y(unit, fontsize=9)
 
 
 def _draw(ax: Axes, profile: pd.DataFrame, colour: str) -> None:
